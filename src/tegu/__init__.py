@@ -1,0 +1,35 @@
+"""Meta-learning: train once over many tasks, then learn a new one from a few examples.
+
+>>> learned = tegu.meta_train(learner, tasks, meta_iterations=1000)  # phase 1  # doctest: +SKIP
+>>> learned.adapt(x, labels).predict(new_x)  # phase 2  # doctest: +SKIP
+"""
+
+from tegu import datasets, learners, losses, models
+from tegu.datasets import ClassDataset, Sinusoids, load_glyphs, load_omniglot
+from tegu.episodes import Episode, Examples
+from tegu.errors import InputError
+from tegu.learners import Learner, Reptile
+from tegu.meta import Adapted, MetaLearned, meta_train
+from tegu.sampling import FewShotTasks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapted",
+    "ClassDataset",
+    "Episode",
+    "Examples",
+    "FewShotTasks",
+    "InputError",
+    "Learner",
+    "MetaLearned",
+    "Reptile",
+    "Sinusoids",
+    "datasets",
+    "learners",
+    "load_glyphs",
+    "load_omniglot",
+    "losses",
+    "meta_train",
+    "models",
+]

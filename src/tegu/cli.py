@@ -1,0 +1,192 @@
+"""The command line: each command is a library call with a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tegu.errors import InputError, unknown
+
+COMMANDS = {
+    "quickstart": "see meta-learning work, in two minutes and with nothing to download",
+    "train": "meta-learn from a recipe, or from settings of your own",
+    "evaluate": "learn unseen tasks with what a run meta-learned, and score them",
+    "reproduce": "train and evaluate a published result",
+    "recipes": "list the recipes, or show one",
+    "info": "show what a run holds",
+}
+
+EPILOG = """\
+examples:
+  tegu quickstart
+  tegu train reptile-glyphs --run runs/mine --set learner.inner_lr=0.002
+  tegu train --data omniglot --data-dir ~/data --meta-iterations 5000 --run runs/omniglot
+  tegu train reptile-glyphs --run runs/mine --resume
+  tegu evaluate runs/mine --episodes 2000 --json
+  tegu reproduce reptile-omniglot-5way
+
+Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
+shows them all. Results go to standard output, everything else to standard error.
+Exit codes: 0 done, 2 bad input, 130 or 143 stopped and ready to be resumed.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, "arguments as in the help", f"See `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="tegu",
+        description="Meta-learning: train once over many tasks, then learn a new one from a few "
+        "examples.",
+        epilog=EPILOG,
+        formatter_class=shape,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    made = {
+        name: commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for name, text in COMMANDS.items()
+    }
+    for name in ("quickstart", "train", "evaluate", "reproduce", "recipes", "info"):
+        made[name].add_argument(
+            "--json", action="store_true", help="print one JSON document on standard output"
+        )
+    for name in ("quickstart", "train", "reproduce", "evaluate"):
+        one = made[name]
+        one.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.KEY=VALUE",
+            help="replace a setting of the recipe; may be repeated",
+        )
+        one.add_argument(
+            "--data-dir", type=Path, metavar="DIR", help="look for data sets here first"
+        )
+        one.add_argument("--threads", metavar="N", help="processor threads to use")
+    for name in ("train", "reproduce"):
+        made[name].add_argument(
+            "--run", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)"
+        )
+        made[name].add_argument(
+            "--resume", action="store_true", help="go on from the run's checkpoint"
+        )
+    made["quickstart"].add_argument(
+        "--run", type=Path, metavar="DIR", help="folder to write to (default: a new one in runs/)"
+    )
+    train = made["train"]
+    train.add_argument("recipe", nargs="?", default="reptile-glyphs", help="name, or a TOML file")
+    for flag, text in {
+        "--learner": "algorithm",
+        "--data": "data set",
+        "--model": "network",
+        "--meta-iterations": "outer updates",
+        "--seed": "seed of everything random",
+        "--precision": "fp32 or bf16",
+        "--device": "cpu or cuda",
+    }.items():
+        train.add_argument(flag, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    made["reproduce"].add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
+    made["reproduce"].add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="result file (default: benchmarks/results/RECIPE.json where that folder exists, "
+        "else in the run)",
+    )
+    evaluate = made["evaluate"]
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
+    made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
+    made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    return parser
+
+
+SHORT = {
+    "learner": "learner.name",
+    "data": "data.name",
+    "model": "model.name",
+    "meta_iterations": "train.meta_iterations",
+    "seed": "train.seed",
+    "precision": "engine.precision",
+    "device": "engine.device",
+    "threads": "engine.threads",
+    "episodes": "evaluate.episodes",
+}
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    out = {}
+    for name, key in SHORT.items():
+        if (value := getattr(arguments, name, None)) is not None:
+            out[key] = value
+    for item in arguments.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--set {item}", "SECTION.KEY=VALUE", f"Write --set {item}=VALUE.")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    from tegu.console import complain, say
+
+    try:
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        arguments = _parser().parse_args(words)
+        if arguments.version:
+            from tegu import __version__
+
+            print(f"tegu {__version__}")
+            return 0
+        if not arguments.command:
+            _parser().print_help()
+            return 0
+        arguments.line = shlex.join(["tegu", *words])
+        return _run(arguments)
+    except InputError as error:
+        complain(error)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        say("stopped")
+        return 128 + signal.SIGINT
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from tegu import commands
+    from tegu.console import say
+    from tegu.engine.train import Interrupted
+
+    began = time.monotonic()
+    handler = commands.COMMANDS[arguments.command]
+    try:
+        if arguments.command in ("recipes", "info"):
+            document, text = handler(arguments)
+        else:
+            document, text = handler(arguments, _overrides(arguments))
+    except Interrupted as stop:
+        say(f"{stop}; nothing is lost, add --resume to go on")
+        return 128 + stop.signum
+    if arguments.command == "quickstart":
+        document["seconds"] = round(time.monotonic() - began, 1)
+    if arguments.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print(text)
+    return 0

@@ -1,0 +1,393 @@
+"""What each command does: a document for programs and a text for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tegu import recipes, report
+from tegu.console import bar, say, training
+from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.train import Progress
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import select
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.recipes import Cell
+from tegu.sampling import Tasks
+
+Outcome = tuple[dict[str, Any], str]
+LARGEST = 64 << 20  # bytes that a metrics or settings file may have
+
+
+def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Meta-learning into a run folder, with pictures of how it went."""
+    job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
+    folder = arguments.run or Path("runs") / job.recipe.name
+    _, last, pictures = _train(job, folder, resume=arguments.resume)
+    document = {
+        "run": str(folder),
+        "meta_iterations": last.iteration,
+        "seconds": round(last.seconds, 1),
+        "loss": last.loss,
+        "validation": last.validation,
+        "pictures": [str(path) for path in pictures],
+    }
+    text = f"meta-learned in {report.duration(last.seconds)}: {folder}"
+    return document, "\n".join([text, *_listed(pictures), f"next: tegu evaluate {folder}"])
+
+
+def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """A recipe from start to end: run, every figure of it, result file."""
+    job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
+    name = job.recipe.name
+    folder = arguments.run or Path("runs") / name
+    params, last, pictures = _train(job, folder, resume=arguments.resume)
+    cells = _score(job, params)
+    shared = Path("benchmarks/results")
+    output = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
+    document = report.result_document(
+        name=name,
+        command=f"tegu reproduce {arguments.recipe}{_settings(arguments)}",
+        seed=job.recipe.train.seed,
+        training=_training(last),
+        cells=cells,
+    )
+    report.write_result(output, document)
+    text = [report.table(cells), *_listed(pictures), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Scores what a run has meta-learned so far."""
+    recipe, done = _recipe_of(arguments.run), overrides
+    for key in done:
+        if key.split(".")[0] not in ("evaluate", "engine"):
+            raise InputError(
+                f"{key} in an evaluation",
+                "settings of [evaluate] or [engine]; the others were fixed in training",
+                "Train another run with it.",
+            )
+    job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
+    checkpoint = load_checkpoint(arguments.run / "checkpoint.safetensors")
+    params = {k: v.to(job.recipe.engine.device) for k, v in checkpoint.params.items()}
+    cells = _score(job, params)
+    document = report.result_document(
+        name=job.recipe.name,
+        command=f"tegu evaluate RUN{_settings(arguments)}",
+        seed=job.recipe.train.seed,
+        training={
+            "seconds": checkpoint.notes.get("seconds"),
+            "meta_iterations": checkpoint.iteration,
+            "peak_bytes": report.peak_bytes(),
+        },
+        cells=cells,
+    )
+    output = arguments.run / "evaluation.json"
+    report.write_result(output, document)
+    return document, f"{report.table(cells)}\nresult: {output}"
+
+
+def list_recipes(arguments: argparse.Namespace) -> Outcome:
+    """All recipes, or one with every default filled in."""
+    if arguments.recipe:
+        plain = recipes.load(arguments.recipe).plain()
+        lines = [f"{plain['name']}: {plain['title']}"]
+        if plain["source"]:
+            lines.append(f"source: {plain['source']}")
+        for section in ("data", "model", "learner", "train", "engine", "evaluate"):
+            lines.append(f"[{section}]")
+            for key, value in plain[section].items():
+                shown = f"{len(value)} figures" if key == "cells" else json.dumps(value)
+                lines.append(f"  {key} = {shown}")
+        return plain, "\n".join(lines)
+    found = [recipes.load(name) for name in recipes.names()]
+    width = max(len(recipe.name) for recipe in found)
+    document = {"recipes": [{"name": r.name, "title": r.title, "source": r.source} for r in found]}
+    return document, "\n".join(f"{r.name:<{width}}  {r.title}" for r in found)
+
+
+def info(arguments: argparse.Namespace) -> Outcome:
+    """What a run folder holds."""
+    recipe = recipes.parse(_recipe_of(arguments.run))
+    checkpoint = load_checkpoint(arguments.run / "checkpoint.safetensors")
+    metrics = _metrics(arguments.run)
+    names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
+    weights = sum(v.numel() for k, v in checkpoint.params.items() if "/" not in k)
+    document = {
+        "run": str(arguments.run),
+        "recipe": recipe.name,
+        "learner": recipe.learner["name"],
+        "data": recipe.data.name,
+        "iteration": checkpoint.iteration,
+        "meta_iterations": recipe.train.meta_iterations,
+        "seconds": checkpoint.notes.get("seconds"),
+        "parameters": weights,
+        "digest": checkpoint.digest(),
+        "validation": metrics[-1].get("validation") if metrics else None,
+        "files": names,
+    }
+    return document, "\n".join(f"{key:<16} {_inline(value)}" for key, value in document.items())
+
+
+def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Meta-learning next to learning from scratch, on characters nobody has shown it."""
+    job = Job(recipes.load("reptile-glyphs", overrides), arguments.data_dir)
+    folder = arguments.run or _new_folder(Path("runs") / "quickstart")
+    params, _, pictures = _train(job, folder, resume=False)
+    cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
+    learner: Any = job.learner
+    fresh = learner.init()
+    # From scratch: the same network and images, a common Adam, and time to converge.
+    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=5 * learner.eval_steps)
+    rows: dict[str, Result] = {}
+    for name, chosen, start in (
+        ("scratch", scratch, {k: v for k, v in fresh.items() if "/" not in k}),
+        ("before", learner, fresh),
+        ("after", learner, params),
+    ):
+        rows[name] = _score_cell(job, cell, chosen, start, title=f"evaluate {name}")
+    after, protocol = rows["after"], _protocol(job, cell)
+    chance = 1 / way
+    labels = {
+        "scratch": "trained from scratch on the support set",
+        "before": "Reptile before meta-training",
+        "after": "Reptile after meta-training",
+    }
+    bars = [("chance", chance, 0.0)]
+    bars += [(labels[name], row.value, row.ci95) for name, row in rows.items()]
+    gain = 100 * (after.value - rows["scratch"].value)
+    title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
+    picture = folder / "comparison.png"
+    report.comparison(bars, picture, title=title, highlight=labels["after"])
+    shown = folder / "episode.png"
+    _picture_episode(job, cell, params, shown)
+    pictures = [picture, shown, *pictures]
+    cells = [
+        report.cell(row, **{**protocol, "learner": labels[name]}) for name, row in rows.items()
+    ]
+    document = {
+        "chance": chance,
+        **{name: row.value for name, row in rows.items()},
+        "ci95": {name: row.ci95 for name, row in rows.items()},
+        "episodes": after.episodes,
+        "seconds": 0.0,
+        "protocol": {**protocol, "split": after.split, "normalisation": after.normalisation},
+        "run": str(folder),
+        "pictures": [str(path) for path in pictures],
+    }
+    lines = [
+        f"{way}-way {cell.n_shot}-shot on {after.episodes} tasks of unseen characters",
+        f"chance: {chance:.1%}",
+        report.table(cells),
+        *_listed(pictures),
+        f"next: tegu info {folder}, tegu train --help, tegu recipes",
+    ]
+    return document, "\n".join(lines)
+
+
+def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, list[Path]]:
+    recipe, metric = job.recipe, job.score[1]
+    if names := _converted(job):
+        say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
+    with bar(f"meta-train {recipe.name}", recipe.train.meta_iterations, unit="iterations") as tell:
+        told = training(tell, metric=metric, meta_batch=recipe.train.meta_batch)
+        params, last = job.train(folder, resume=resume, progress=told)
+    pictures = []
+    if metrics := _metrics(folder):
+        pictures.append(folder / "learning-curve.png")
+        chance = 1 / recipe.train.n_way if metric == "accuracy" else None
+        title = f"{recipe.title or recipe.name}: {recipe.data.validation.replace('_', '-')} tasks"
+        report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
+    if job.regression:
+        pictures.append(folder / "fit.png")
+        _picture_fit(job, params, pictures[-1])
+    return params, last, pictures
+
+
+def _converted(job: Job) -> list[str]:
+    from tegu.models.norm import converted
+
+    return converted(job.learner.model)
+
+
+def _score(job: Job, params: Params) -> list[dict[str, Any]]:
+    settings = job.recipe.evaluate
+    groups = {(c.n_shot, c.n_query, c.eval_batch) for c in settings.cells}
+    total = len(groups) * settings.episodes
+    metric = job.score[1]
+    with bar(f"evaluate {job.recipe.name}", total, unit="episodes") as tell:
+        found = job.evaluate(
+            params,
+            progress=lambda done, _total, mean: tell(
+                done, f"{metric} {report.shown(mean, metric)}"
+            ),
+        )
+    return [
+        report.cell(
+            result,
+            published=None if cell.published < 0 else cell.published,
+            source=cell.source or (job.recipe.source if cell.published >= 0 else ""),
+            **_protocol(job, cell),
+        )
+        for cell, result in found
+    ]
+
+
+def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: str) -> Result:
+    settings = job.recipe.evaluate
+    score, metric = job.score
+    tasks = job.tasks(settings.split, n_shot=cell.n_shot, n_query=cell.n_query, seed=settings.seed)
+    with bar(title, settings.episodes, unit="episodes") as tell:
+        (result,) = evaluate(
+            job.engine(learner, steps=0),
+            params,
+            tasks,
+            episodes=settings.episodes,
+            at_once=settings.at_once,
+            seed=settings.seed,
+            score=score,
+            metric=metric,
+            normalisations=[cell.normalisation],
+            progress=lambda done, mean: tell(done, f"{metric} {report.shown(mean, metric)}"),
+        )
+    return result
+
+
+def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
+    return {
+        "data": job.recipe.data.name,
+        "n_way": None if job.regression else job.recipe.train.n_way,
+        "n_shot": cell.n_shot,
+        "n_query": cell.n_query,
+    }
+
+
+def _one_episode(job: Job, cell: Cell) -> tuple[Tasks, Any, torch.Tensor]:
+    from tegu import keys
+
+    tasks = job.tasks(
+        job.recipe.evaluate.split,
+        n_shot=cell.n_shot,
+        n_query=cell.n_query,
+        seed=job.recipe.evaluate.seed,
+    )
+    return tasks, tasks.episodes(torch.arange(3)), keys.fold(keys.key(0), torch.arange(3))
+
+
+def _picture_episode(job: Job, cell: Cell, params: Params, path: Path) -> None:
+    wide = replace(cell, n_query=4)
+    _, batch, at = _one_episode(job, wide)
+    engine = Vectorised(job.learner)
+    state = engine.adapt(params, batch.support, at)
+    guessed = engine.predict(params, state, batch.query).argmax(-1)
+    one = select(batch, 0)
+    right = int((guessed[0] == one.query.y).sum())
+    report.episode(
+        one.support.x,
+        one.support.y,
+        one.query.x,
+        one.query.y,
+        guessed[0],
+        path,
+        title=f"One task of unseen characters: {right} of {len(one.query.y)} recognised "
+        f"from {cell.n_shot} example each",
+    )
+
+
+def _picture_fit(job: Job, params: Params, path: Path) -> None:
+    cell = job.recipe.evaluate.cells[0]
+    _, batch, at = _one_episode(job, cell)
+    learner: Any = job.learner
+    fits = []
+    steps = learner.steps(training=False)
+    for count in sorted({0, 1, steps}):
+        chosen = replace(learner, eval_steps=count)
+        engine = Vectorised(chosen)
+        state = engine.adapt(params, batch.support, at)
+        name = "before" if not count else f"after {count} step{'s' * (count > 1)}"
+        fits.append((name, engine.predict(params, state, batch.query)))
+    report.sinusoid_fit(
+        batch.query.x,
+        batch.query.y,
+        batch.support.x,
+        batch.support.y,
+        fits,
+        path,
+        title=f"Three new waves, {cell.n_shot} points each",
+    )
+
+
+def _training(last: Progress) -> dict[str, Any]:
+    return {
+        "seconds": round(last.seconds, 1),
+        "meta_iterations": last.iteration,
+        "peak_bytes": report.peak_bytes(),
+    }
+
+
+def _settings(arguments: argparse.Namespace) -> str:
+    """The options that change a result, for its record; paths stay out of it."""
+    words = [f" --set {item}" for item in arguments.set]
+    for name in ("threads", "episodes"):
+        if (value := getattr(arguments, name, None)) is not None:
+            words.append(f" --{name} {value}")
+    return "".join(words)
+
+
+def _recipe_of(run: Path) -> dict[str, Any]:
+    file = run / "recipe.json"
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        raise InputError(
+            f"{run} holds no run", "a folder that `tegu train` has made", "Check the path."
+        )
+    try:
+        plain = json.loads(file.read_text())
+        if not isinstance(plain, dict) or "learner" not in plain:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"{file} is no recipe", "the settings that a run has written", "Train the run again."
+        ) from None
+    return plain
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    file = run / "metrics.jsonl"
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def _new_folder(wanted: Path) -> Path:
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _listed(pictures: list[Path]) -> list[str]:
+    return [f"picture: {path}" for path in pictures]
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+COMMANDS: dict[str, Callable[..., Outcome]] = {
+    "quickstart": quickstart,
+    "train": train,
+    "evaluate": evaluate_run,
+    "reproduce": reproduce,
+    "recipes": list_recipes,
+    "info": info,
+}

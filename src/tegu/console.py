@@ -1,0 +1,118 @@
+"""What a person sees while tegu works: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tegu.engine.train import Progress
+from tegu.errors import InputError
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error so that standard output stays a program's."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def complain(error: InputError) -> None:
+    """An error in its three parts."""
+    say(f"error: {error.given}\n  expected: {error.expected}\n  what to do: {error.todo}")
+
+
+Tell = Callable[[int, str], None]
+
+
+@contextmanager
+def bar(title: str, total: int, *, unit: str) -> Iterator[Tell]:
+    """A progress bar with time left and speed; a line every tenth without a terminal.
+
+    Args:
+        title: what is being done.
+        total: how many units it takes.
+        unit: "iterations" or "episodes".
+    """
+    if sys.stderr.isatty():
+        with _rich_bar(title, total, unit) as tell:
+            yield tell
+        return
+    start, next_line = time.monotonic(), 0.0
+    first: list[int] = []
+
+    def tell(done: int, note: str = "") -> None:
+        nonlocal next_line
+        first.append(done) if not first else None
+        now = time.monotonic() - start
+        share = done / total
+        if share < next_line and done < total:
+            return
+        next_line = int(share * 10) / 10 + 0.1
+        speed = (done - first[0]) / now if now > 0 else 0.0
+        left = f", {_clock((total - done) / speed)} left" if speed and done < total else ""
+        say(f"{title}: {done:,}/{total:,} {unit}, {speed:.1f}/s{left}{'  ' + note if note else ''}")
+
+    say(f"{title}: {total:,} {unit}")
+    yield tell
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
+
+
+@contextmanager
+def _rich_bar(title: str, total: int, unit: str) -> Iterator[Tell]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as Bar,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=total, note="", speed="")
+
+        def tell(done: int, note: str = "") -> None:
+            speed = progress.tasks[0].speed
+            shown = f"{speed:.0f}/s" if speed else ""
+            progress.update(task, completed=done, note=note, speed=shown)
+
+        yield tell
+
+
+def training(tell: Tell, *, metric: str, meta_batch: int) -> Callable[[Progress], None]:
+    """Turns a run's reports into a bar's notes."""
+    began: list[tuple[int, float]] = []
+
+    def told(report: Progress) -> None:
+        if not began:
+            began.append((report.iteration, report.seconds))
+        note = f"loss {report.loss:.3f}"
+        if report.validation is not None:
+            shown = (
+                f"{report.validation:.1%}" if metric == "accuracy" else f"{report.validation:.3f}"
+            )
+            note += f", validation {metric} {shown}"
+        passed = report.seconds - began[0][1]
+        if passed > 0:
+            rate = (report.iteration - began[0][0]) * meta_batch / passed
+            note += f", {rate:.0f} episodes/s"
+        tell(report.iteration, note)
+
+    return told

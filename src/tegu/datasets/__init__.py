@@ -1,0 +1,8 @@
+"""Where examples come from: one file a source."""
+
+from tegu.datasets.classes import ClassDataset as ClassDataset
+from tegu.datasets.glyphs import load_glyphs as load_glyphs
+from tegu.datasets.omniglot import LakeRuns as LakeRuns
+from tegu.datasets.omniglot import load_lake_runs as load_lake_runs
+from tegu.datasets.omniglot import load_omniglot as load_omniglot
+from tegu.datasets.sinusoids import Sinusoids as Sinusoids

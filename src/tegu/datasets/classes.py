@@ -1,0 +1,79 @@
+"""Examples grouped by class: the form that every classification source takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tegu.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClassDataset:
+    """Examples of many classes in one tensor, class after class.
+
+    Classes may differ in size. Nothing is copied per episode but the rows
+    that the episode uses: drawing a batch of episodes is one gather.
+
+    Args:
+        name: what reports call it, "omniglot" say.
+        split: "meta_train", "meta_val" or "meta_test".
+        examples: shape (M, ...), any dtype; images are uint8 (M, C, H, W).
+        counts: shape (K,), int64, size of each class in order; they sum to M.
+        class_names: K names.
+        scale: factor from the stored values to the model's floats, 1/255
+            for images.
+    """
+
+    name: str
+    split: str
+    examples: Tensor
+    counts: Tensor
+    class_names: tuple[str, ...]
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        where = f"{self.name} {self.split}"
+        if self.counts.ndim != 1 or len(self.counts) != len(self.class_names):
+            raise InputError(
+                f"{where}: {tuple(self.counts.shape)} class sizes for "
+                f"{len(self.class_names)} class names",
+                "one size for each name",
+                "Pass counts and class_names of equal length.",
+            )
+        if int(self.counts.sum()) != len(self.examples):
+            raise InputError(
+                f"{where}: class sizes sum to {int(self.counts.sum())}, "
+                f"but there are {len(self.examples)} examples",
+                "sizes that sum to the number of examples",
+                "Count the examples of each class again.",
+            )
+        if (empty := (self.counts < 1).nonzero().flatten()).numel():
+            raise InputError(
+                f"{where}: class '{self.class_names[int(empty[0])]}' is empty",
+                "at least one example in each class",
+                "Remove the class, or add examples to it.",
+            )
+        if self.examples.is_floating_point() and not bool(self.examples.isfinite().all()):
+            bad = int((~self.examples.flatten(1).isfinite().all(1)).nonzero()[0])
+            raise InputError(
+                f"{where}: example {bad} holds NaN or infinity",
+                "finite numbers",
+                "Clean the data, or drop that example.",
+            )
+
+    @property
+    def starts(self) -> Tensor:
+        """First row of each class: shape (K,), int64."""
+        return self.counts.cumsum(0) - self.counts
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> ClassDataset:
+        """The same data on another device."""
+        return replace(self, examples=self.examples.to(device), counts=self.counts.to(device))

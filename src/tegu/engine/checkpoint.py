@@ -1,0 +1,150 @@
+"""Checkpoints: one safetensors file, written whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from tegu.errors import InputError
+
+FORMAT = "tegu-checkpoint-1"
+LARGEST = 16 << 30  # bytes that a checkpoint may have
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a run needs to go on as if it had never stopped.
+
+    Args:
+        params: what is meta-learned, the carried inner optimiser state included.
+        outer: state of the outer optimiser; empty where the learner has its own rule.
+        iteration: meta-iterations done. Episodes and random numbers are functions
+            of this count and the seed, so there is no generator state to keep.
+        seed: of the run.
+        recipe: digest of the settings that the run was started with.
+        notes: facts that do not bear on what follows, such as seconds spent.
+    """
+
+    params: dict[str, Tensor]
+    outer: dict[str, Tensor]
+    iteration: int
+    seed: int
+    recipe: str
+    notes: dict[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of everything that decides how the run goes on; `notes` do not."""
+        head = [self.iteration, self.seed, self.recipe]
+        total = hashlib.sha256(json.dumps(head).encode())
+        for kind, tensors in (("params", self.params), ("outer", self.outer)):
+            for name, tensor in sorted(tensors.items()):
+                total.update(f"{kind}/{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                total.update(flat.view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is either the old one or the new one, whenever the machine stops.
+
+    Raises:
+        InputError: the disk has no room, or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as failure:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written: {failure.strerror or failure}",
+            f"a folder that can be written, with {len(data):,} bytes free",
+            "Free some room or choose another folder; what was saved before is unharmed.",
+        ) from failure
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+    """Writes a checkpoint and returns its digest."""
+    digest = checkpoint.digest()
+    head = {
+        "format": FORMAT,
+        "iteration": checkpoint.iteration,
+        "seed": checkpoint.seed,
+        "recipe": checkpoint.recipe,
+        "notes": checkpoint.notes,
+        "digest": digest,
+    }
+    # Copies, since safetensors refuses tensors that share memory.
+    copy = partial(torch.clone, memory_format=torch.contiguous_format)
+    tensors = {f"params/{k}": copy(v.detach()) for k, v in checkpoint.params.items()}
+    tensors |= {f"outer/{k}": copy(v.detach()) for k, v in checkpoint.outer.items()}
+    write_atomically(path, save(tensors, {"tegu": json.dumps(head)}))
+    return digest
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint and checks it against its digest.
+
+    Raises:
+        InputError: there is no such file, it is not a checkpoint of tegu, it is
+            cut short, or a byte of it has changed.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"no checkpoint at {path}",
+            "a file that a run has written",
+            "Check the path, or start the run again without --resume.",
+        )
+    todo = "Take another copy, or start the run again in a new folder."
+    if path.stat().st_size > LARGEST:
+        raise InputError(
+            f"{path} has {path.stat().st_size:,} bytes", f"at most {LARGEST:,} bytes", todo
+        )
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            head = json.loads((file.metadata() or {})["tegu"])
+            for name in file.keys():  # noqa: SIM118, the handle is no dict
+                tensors[name] = file.get_tensor(name)
+        if head["format"] != FORMAT:
+            raise KeyError(head["format"])
+        halves = {
+            kind: {k.partition("/")[2]: v for k, v in tensors.items() if k.startswith(f"{kind}/")}
+            for kind in ("params", "outer")
+        }
+        checkpoint = Checkpoint(
+            iteration=int(head["iteration"]),
+            seed=int(head["seed"]),
+            recipe=str(head["recipe"]),
+            notes=dict(head["notes"]),
+            **halves,
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as failure:
+        raise InputError(
+            f"{path} is cut short or not a checkpoint ({type(failure).__name__})",
+            "a whole file that tegu has written",
+            todo,
+        ) from failure
+    if checkpoint.digest() != head.get("digest"):
+        raise InputError(
+            f"{path} does not match its own digest", "a file that nobody has changed", todo
+        )
+    return checkpoint

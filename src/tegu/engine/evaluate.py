@@ -1,0 +1,106 @@
+"""Phase 2 at scale: learn many unseen tasks and say how well, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from tegu import keys
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Examples
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.losses import accuracy
+from tegu.sampling import Tasks
+
+Score = Callable[[Tensor, Examples], Tensor]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure with what it takes to read it.
+
+    Args:
+        metric: "accuracy" (0 to 1) or "mse".
+        value: mean over episodes.
+        ci95: half-width of the 95 % interval of that mean, 1.96 standard errors.
+        episodes: how many were scored.
+        split: which split they came from.
+        normalisation: where batch statistics came from.
+    """
+
+    metric: str
+    value: float
+    ci95: float
+    episodes: int
+    split: str
+    normalisation: str
+
+
+def evaluate(
+    engine: Vectorised,
+    params: Params,
+    tasks: Tasks,
+    *,
+    episodes: int = 1000,
+    at_once: int = 100,
+    seed: int = 0,
+    score: Score = accuracy,
+    metric: str = "accuracy",
+    normalisations: Iterable[str] = (),
+    progress: Callable[[int, float], None] | None = None,
+) -> list[Result]:
+    """Mean score over the first episodes of a split, each adapted to from `params`.
+
+    Args:
+        engine: the learner, vectorised.
+        params: what was meta-learned.
+        tasks: where episodes come from, normally of "meta_test".
+        episodes: how many; an interval needs at least 2.
+        at_once: how many run side by side; bounds the memory.
+        seed: of the learner's own random numbers.
+        score: of one episode's outputs and queries.
+        metric: what the score is called.
+        normalisations: score the same adapted states under each of these;
+            by default only under the learner's own.
+        progress: told the number of episodes done and the mean so far.
+
+    Returns:
+        One result for each normalisation.
+    """
+    if episodes < 2:
+        raise InputError(
+            f"{episodes} episodes", "at least 2", "Ask for 600 or more to get a useful interval."
+        )
+    own = engine.learner
+    learners = [replace(own, normalisation=name) for name in normalisations] or [own]
+    root = keys.key(seed, "evaluate", tasks.split)
+    scores: list[list[Tensor]] = [[] for _ in learners]
+    for start in range(0, episodes, at_once):
+        index = torch.arange(start, min(start + at_once, episodes))
+        batch = tasks.episodes(index)
+        device = batch.support.x.device
+        state = engine.adapt(params, batch.support, keys.fold(root, index).to(device))
+        for learner, kept in zip(learners, scores, strict=True):
+            outputs = engine.predict(params, state, batch.query, learner=learner)
+            kept.append(vmap(score)(outputs.to(batch.query.x.dtype), batch.query).double().cpu())
+        if progress:
+            progress(int(index[-1]) + 1, float(torch.cat(scores[0]).mean()))
+    results = []
+    for learner, kept in zip(learners, scores, strict=True):
+        all_scores = torch.cat(kept)
+        results.append(
+            Result(
+                metric=metric,
+                value=float(all_scores.mean()),
+                ci95=1.96 * float(all_scores.std()) / episodes**0.5,
+                episodes=episodes,
+                split=tasks.split,
+                normalisation=learner.normalisation if learner.uses_statistics() else "none",
+            )
+        )
+    return results

@@ -1,0 +1,321 @@
+"""Phase 1: meta-learning, as a loop that can be stopped anywhere and goes on exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu import keys
+from tegu.engine.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import select
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.sampling import Tasks
+
+BLOCK = 32  # meta-iterations whose episodes are drawn together
+
+
+class Interrupted(Exception):  # noqa: N818, the run is whole
+    """A run was asked to stop, has saved a checkpoint, and can be resumed."""
+
+    def __init__(self, signum: int, iteration: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after iteration {iteration}")
+        self.signum, self.iteration = signum, iteration
+
+
+@dataclass
+class Progress:
+    """What a run reports as it goes.
+
+    Args:
+        iteration: meta-iterations done.
+        total: meta-iterations asked for.
+        loss: mean training loss since the last report.
+        seconds: of training so far, earlier sessions of the run included.
+        validation: latest validation figure, if any.
+    """
+
+    iteration: int
+    total: int
+    loss: float
+    seconds: float
+    validation: float | None = None
+
+
+@dataclass
+class Settings:
+    """How long and how fast to meta-learn.
+
+    Args:
+        meta_iterations: outer updates in all.
+        meta_batch: episodes per outer update.
+        outer_lr: step size of the first outer update.
+        outer_lr_final: step size that it falls to, linearly.
+        seed: of the learner's random numbers.
+        validate_every: meta-iterations between validations; 0 for none.
+        checkpoint_seconds: at most this much work is lost when a run is killed.
+    """
+
+    meta_iterations: int
+    meta_batch: int = 5
+    outer_lr: float = 1.0
+    outer_lr_final: float = 0.0
+    seed: int = 0
+    validate_every: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("meta_iterations", 1), ("meta_batch", 1), ("validate_every", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
+                )
+
+
+@dataclass
+class Run:
+    """A run's folder: `recipe.json`, `metrics.jsonl`, `checkpoint.safetensors`.
+
+    Args:
+        folder: where; made if it is not there.
+        recipe: everything that decides the result, as plain data.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    _lines: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that holds what was meta-learned so far."""
+        return self.folder / "checkpoint.safetensors"
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def open(self, *, resume: bool) -> Checkpoint | None:
+        """Starts the folder, or reads where it stopped.
+
+        Raises:
+            InputError: the folder holds something else, or another run.
+        """
+        file = self.folder / "recipe.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(
+                f"{self.folder} is a file", "a folder for the run", "Choose another name."
+            )
+        # What a kill in the middle of a write leaves behind; see write_atomically.
+        unfinished = {
+            path
+            for name in (file.name, self.checkpoint.name, "metrics.jsonl")
+            for path in self.folder.glob(f".{name}.*")
+        }
+        if self.folder.exists() and set(self.folder.iterdir()) - unfinished:
+            self._check_is_mine(file)
+            if not resume:
+                raise InputError(
+                    f"{self.folder} holds a run already",
+                    "a new or empty folder",
+                    "Add --resume to go on with it, or choose another folder.",
+                )
+        else:
+            write_atomically(file, json.dumps(self.recipe, indent=1).encode())
+        for path in unfinished:
+            path.unlink(missing_ok=True)
+        if not (resume and self.checkpoint.exists()):
+            return None
+        checkpoint = load_checkpoint(self.checkpoint)
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            for line in metrics.read_text().splitlines():
+                try:
+                    if json.loads(line)["iteration"] <= checkpoint.iteration:
+                        self._lines.append(line)
+                except (ValueError, KeyError):
+                    continue  # the line that was being written when the run was killed
+        return checkpoint
+
+    def _check_is_mine(self, file: Path) -> None:
+        if not file.is_file():
+            raise InputError(
+                f"{self.folder} is not empty and holds no run",
+                "a new or empty folder, or a run to resume",
+                "Choose another folder; nothing in this one was touched.",
+            )
+        try:
+            other = json.loads(file.read_text())
+            if not isinstance(other, dict):
+                raise ValueError(f"a {type(other).__name__}")
+        except ValueError as failure:
+            raise InputError(
+                f"{file} holds no settings",
+                "a recipe that tegu has written",
+                "Choose another folder.",
+            ) from failure
+        mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
+        if other != mine:
+            changed = sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k))
+            raise InputError(
+                f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ)",
+                "the settings that the run was started with",
+                "Use those settings, or choose another folder.",
+            )
+
+    def log(self, **values: Any) -> None:
+        """Adds a line to the metrics."""
+        self._lines.append(json.dumps(values))
+        write_atomically(self.folder / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
+
+
+def meta_train(
+    engine: Vectorised,
+    tasks: Tasks,
+    settings: Settings,
+    *,
+    run: Run | None = None,
+    resume: bool = False,
+    validate: Callable[[Params], float] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> tuple[Params, Progress]:
+    """Meta-learning: outer updates over batches of training episodes.
+
+    Args:
+        engine: the learner, vectorised.
+        tasks: training episodes; iteration i uses episodes i * meta_batch and on.
+        settings: how long, how fast.
+        run: where to keep checkpoints and metrics; None keeps nothing.
+        resume: go on from the run's checkpoint if there is one.
+        validate: figure of some parameters on validation tasks.
+        progress: told about the run now and then.
+
+    Returns:
+        What was meta-learned, and the last report.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
+    """
+    params, first, seconds = engine.learner.init(), 0, 0.0
+    some = tasks.episodes(torch.arange(1)).support.x
+    params = {k: v.to(some.device) for k, v in params.items()}
+    outer = engine.outer_state(params)
+    saved = run.open(resume=resume) if run else None
+    if run and saved:
+        if saved.recipe != run.digest():
+            raise InputError(
+                f"{run.checkpoint} belongs to other settings",
+                "a checkpoint of this run",
+                "Choose another folder.",
+            )
+        params = {k: v.to(some.device) for k, v in saved.params.items()}
+        outer = {k: v.to(some.device) for k, v in saved.outer.items()}
+        first, seconds = saved.iteration, float(saved.notes.get("seconds", 0.0))
+    report = Progress(first, settings.meta_iterations, float("nan"), seconds)
+    started, kept = time.monotonic() - seconds, time.monotonic()
+    losses: list[Tensor] = []
+
+    def keep() -> None:
+        bad = [k for k, v in params.items() if not bool(v.isfinite().all())]
+        if bad:
+            raise InputError(
+                f"'{bad[0]}' holds NaN or infinity after iteration {report.iteration}",
+                "finite numbers",
+                "Lower inner_lr or outer_lr, or look for bad values in the data; "
+                "an earlier checkpoint is unharmed.",
+            )
+        if run:
+            save_checkpoint(
+                run.checkpoint,
+                Checkpoint(
+                    params,
+                    outer,
+                    report.iteration,
+                    settings.seed,
+                    run.digest(),
+                    {"seconds": time.monotonic() - started},
+                ),
+            )
+
+    with _stop_signals() as stopped:
+        for iteration, episodes, key in _batches(tasks, settings, first):
+            done = iteration / settings.meta_iterations
+            outer_lr = (1 - done) * settings.outer_lr + done * settings.outer_lr_final
+            params, outer, loss = engine.update(params, outer, episodes, key, outer_lr=outer_lr)
+            losses.append(loss)
+            report.iteration, report.seconds = iteration + 1, time.monotonic() - started
+            last = report.iteration == settings.meta_iterations
+            every = settings.validate_every
+            if validate and every and (report.iteration % every == 0 or last):
+                report.validation = validate(params)
+            if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
+                report.loss = float(torch.stack(losses).mean())
+                if not torch.isfinite(torch.tensor(report.loss)):
+                    raise InputError(
+                        f"the training loss is {report.loss} at iteration {report.iteration}",
+                        "a finite loss",
+                        "Lower inner_lr or outer_lr, or look for bad values in the data.",
+                    )
+                losses = []
+                if progress:
+                    progress(report)
+                if run and every and (report.iteration % every == 0 or last):
+                    run.log(
+                        iteration=report.iteration,
+                        loss=report.loss,
+                        validation=report.validation,
+                        seconds=report.seconds,
+                    )
+            stop = bool(stopped)  # read once: a signal may come between the next two lines
+            if stop or last or time.monotonic() - kept >= settings.checkpoint_seconds:
+                keep()
+                kept = time.monotonic()
+            if stop and not last:
+                raise Interrupted(stopped[0], report.iteration)
+    return params, report
+
+
+def _batches(tasks: Tasks, settings: Settings, first: int) -> Iterator[tuple[int, Any, Tensor]]:
+    """Iteration number, episodes and keys; drawn a block ahead, yet functions of the number."""
+    root, per = keys.key(settings.seed, "meta_train"), settings.meta_batch
+    for start in range(first, settings.meta_iterations, BLOCK):
+        count = min(BLOCK, settings.meta_iterations - start)
+        index = torch.arange(start * per, (start + count) * per)
+        block = tasks.episodes(index)
+        folded = keys.fold(root, index).to(block.support.x.device)
+        for i in range(count):
+            rows = slice(i * per, (i + 1) * per)
+            yield start + i, select(block, rows), folded[rows]
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that an iteration is never torn apart."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    handlers = {}
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
+    try:
+        yield seen
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

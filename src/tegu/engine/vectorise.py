@@ -1,0 +1,218 @@
+"""Runs a learner, written for one episode, on many episodes at once.
+
+Under `vmap` every tensor of a learner's state gains a leading axis T. The inner
+step, the unit that a run repeats thousands of times, can be compiled. A model
+that `vmap` cannot run, because its control flow depends on data, say, is run in
+a loop: same result, one warning that says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from tegu.episodes import Episode, Examples, select, size
+from tegu.errors import unknown
+from tegu.inner import Adam, Params
+from tegu.learners.learner import Learner, State
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+VECTORISATIONS = ("auto", "vmap", "loop")
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    return any(name and shutil.which(name) for name in names)
+
+
+def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """Applies a function to the tensors of nested dicts and tuples of one shape."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    if isinstance(first, dict):
+        return {k: map_tensors(function, *(tree[k] for tree in trees)) for k in first}
+    parts = [map_tensors(function, *parts) for parts in zip(*trees, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+@contextmanager
+def _precision(name: str, device: torch.device) -> Iterator[None]:
+    context: Any = torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
+    with context:
+        yield
+
+
+class Vectorised:
+    """A learner over a leading axis of T episodes.
+
+    Args:
+        learner: any learner.
+        vectorise: "vmap", "loop", or "auto": vmap, and loop where vmap fails.
+        compile: whether to compile the inner step.
+        precision: "fp32", or "bf16" for the passes through the model while
+            task weights, optimiser state and outer update stay in fp32.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        vectorise: str = "auto",
+        compile: bool = False,
+        precision: str = "fp32",
+    ) -> None:
+        if vectorise not in VECTORISATIONS:
+            raise unknown("vectorisation", vectorise, VECTORISATIONS)
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        self.learner, self.precision, self.compile = learner, precision, compile
+        self.loop, self._settled = vectorise == "loop", vectorise != "auto"
+        step = self._step
+        self._fast_step = torch.compile(step, dynamic=False) if compile else step
+
+    def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
+        with _precision(self.precision, support.x.device):
+            return vmap(self.learner.step, in_dims=(None, 0, 0, None))(
+                params, state, support, index
+            )
+
+    def adapt(
+        self, params: Params, support: Examples, keys: Tensor, *, training: bool = False
+    ) -> State:
+        """Learn T tasks: the state that each ends with, stacked."""
+        state: State = self._either(
+            self._adapt_vmap, self._adapt_loop, params, support, keys, training
+        )
+        return state
+
+    def _adapt_vmap(self, params: Params, support: Examples, keys: Tensor, training: bool) -> State:
+        with torch.no_grad():
+
+            def begin(support: Examples, key: Tensor) -> State:
+                return self.learner.begin(params, support, key, training=training)
+
+            # Tasks that start from the same weights share their memory until here.
+            state: State = map_tensors(Tensor.contiguous, vmap(begin)(support, keys))
+            for index in range(self.learner.steps(training=training)):
+                at = torch.tensor(index, device=keys.device)
+                state = self._fast_step(params, state, support, at)
+            return self.learner.finish(state)
+
+    def _adapt_loop(self, params: Params, support: Examples, keys: Tensor, training: bool) -> State:
+        states = []
+        for t in range(len(keys)):
+            one = Examples(*(field[t] for field in support))
+            with torch.no_grad(), _precision(self.precision, one.x.device):
+                states.append(self.learner.adapt(params, one, keys[t], training=training))
+        stacked: State = map_tensors(lambda *tensors: torch.stack(tensors), *states)
+        return stacked
+
+    def predict(
+        self, params: Params, state: State, query: Examples, *, learner: Learner | None = None
+    ) -> Tensor:
+        """Outputs for the queries of T episodes: (T, Q, N) or (T, Q, D).
+
+        `learner` may differ from the one that adapted in its normalisation.
+        """
+        chosen = learner or self.learner
+
+        def one(state: State, x: Tensor, mask: Tensor) -> Tensor:
+            return chosen.predict(params, state, x, mask)
+
+        def looped() -> Tensor:
+            rows = [
+                one(map_tensors(lambda s, t=t: s[t], state), query.x[t], query.mask[t])
+                for t in range(len(query.mask))
+            ]
+            return torch.stack(rows)
+
+        with torch.no_grad(), _precision(self.precision, query.x.device):
+            out: Tensor = self._either(lambda: vmap(one)(state, query.x, query.mask), looped)
+        return out
+
+    def outer_state(self, params: Params) -> Params:
+        """State of the outer optimiser before the first update; none for a rule of its own."""
+        return Adam(0.0).init(params) if self.learner.outer_update is None else {}
+
+    def update(
+        self, params: Params, outer: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
+    ) -> tuple[Params, Params, Tensor]:
+        """One meta-iteration: by the learner's own rule, or by Adam on its outer loss.
+
+        Returns:
+            New parameters, new state of the outer optimiser, and the loss.
+        """
+        if self.learner.outer_update is not None:
+            params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr)
+            return params, outer, loss
+        grads, loss = self.outer_gradient(params, episodes, keys)
+        with torch.no_grad():
+            return (*Adam(outer_lr).update(params, grads, outer), loss.detach())
+
+    def outer_step(
+        self, params: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
+    ) -> tuple[Params, Tensor]:
+        """One outer update by the learner's own rule; returns the mean inner loss too."""
+        learner: Any = self.learner
+        if getattr(learner, "serial", False):
+            states, current = [], params
+            for t in range(size(episodes)):
+                one = select(episodes, slice(t, t + 1)).support
+                state = self.adapt(current, one, keys[t : t + 1], training=True)
+                current = learner.handover(current, map_tensors(lambda s: s[0], state))
+                states.append(state)
+            state = map_tensors(lambda *tensors: torch.cat(tensors), *states)
+        else:
+            state = self.adapt(params, episodes.support, keys, training=True)
+        with torch.no_grad():
+            return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
+
+    def outer_gradient(
+        self, params: Params, episodes: Episode, keys: Tensor
+    ) -> tuple[Params, Tensor]:
+        """Gradient and value of the outer loss, averaged over the T episodes."""
+
+        def mean_loss(params: Params) -> Tensor:
+            def one(episode: Episode, key: Tensor) -> Tensor:
+                with _precision(self.precision, key.device):
+                    return self.learner.outer_loss(params, episode, key)
+
+            def looped() -> Tensor:
+                return torch.stack(
+                    [one(select(episodes, t), keys[t]) for t in range(size(episodes))]
+                )
+
+            losses: Tensor = self._either(lambda: vmap(one)(episodes, keys), looped)
+            return losses.mean()
+
+        grads, value = grad_and_value(mean_loss)(params)
+        return grads, value
+
+    def _either(self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any) -> Any:
+        if self.loop:
+            return slow(*args)
+        if self._settled:
+            return fast(*args)
+        try:
+            out = fast(*args)
+        except RuntimeError as failure:
+            out = slow(*args)  # where this fails too, its error is the user's to see
+            self.loop = True
+            reason = str(failure).strip().splitlines()[0]
+            warnings.warn(
+                f"tasks run one by one, since vmap cannot run this model: {reason}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._settled = True
+        return out

@@ -1,0 +1,79 @@
+"""What a task is to a learner: an episode of support and query examples.
+
+The same types hold one episode or a batch of them with a leading axis T.
+Sizes are fixed by padding: `mask` says which rows are real, so that classes,
+and episodes, may differ in size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Examples(NamedTuple):
+    """Inputs with their targets.
+
+    Attributes:
+        x: shape (S, ...), floating; (T, S, ...) for a batch of episodes.
+        y: shape (S,) int64 class labels, or (S, D) floating targets.
+        mask: shape (S,) bool, False where a row only pads.
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+    @classmethod
+    def dense(cls, x: Tensor, y: Tensor) -> Examples:
+        """Examples without padding."""
+        rows = y.shape if not y.is_floating_point() else y.shape[:-1]
+        return cls(x, y, torch.ones(rows, dtype=torch.bool, device=x.device))
+
+
+class Episode(NamedTuple):
+    """One draw from one task: learn from `support`, be judged on `query`."""
+
+    support: Examples
+    query: Examples
+
+
+def _pad(items: Sequence[Tensor]) -> Tensor:
+    longest = max(len(item) for item in items)
+    out = items[0].new_zeros((len(items), longest, *items[0].shape[1:]))
+    for row, item in zip(out, items, strict=True):
+        row[: len(item)] = item
+    return out
+
+
+def stack(episodes: Sequence[Episode]) -> Episode:
+    """A batch of episodes, padded to the largest: leading axis T.
+
+    Args:
+        episodes: T episodes of one kind; their sizes may differ.
+
+    Example:
+        >>> x = torch.zeros(3, 2)
+        >>> one = Episode(*[Examples.dense(x[:n], torch.zeros(n).long()) for n in (1, 2)])
+        >>> two = Episode(*[Examples.dense(x[:n], torch.zeros(n).long()) for n in (3, 2)])
+        >>> stack([one, two]).support.mask.tolist()
+        [[True, False, False], [True, True, True]]
+    """
+    halves = [
+        Examples(*(_pad([episode[half][field] for episode in episodes]) for field in range(3)))
+        for half in range(2)
+    ]
+    return Episode(*halves)
+
+
+def select(episodes: Episode, index: int | slice | Tensor) -> Episode:
+    """Some episodes of a batch, or one of them: indexes the leading axis."""
+    return Episode(*(Examples(*(field[index] for field in half)) for half in episodes))
+
+
+def size(episodes: Episode) -> int:
+    """Number of episodes T in a batch."""
+    return len(episodes.support.mask)

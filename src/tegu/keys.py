@@ -1,0 +1,127 @@
+"""Random numbers as a function of a key, so that nothing depends on what was drawn before.
+
+A key is an int64 tensor. Episode i of a split takes the key folded from the
+seed, the split and i; whatever it needs is then hashed from that key. The same
+numbers come out on one process or eight, resumed or not, one episode at a time
+or a thousand under `vmap`, on any device.
+
+`torch.Generator` cannot do this: it has one sequence, and `vmap` cannot give
+each episode its own.
+
+Reference:
+    Steele, Lea, Flood (2014), Fast splittable pseudorandom number generators:
+    the 64-bit finaliser. Floyd's sampling: Bentley, Floyd (1987), A sample of
+    brilliance.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_M1 = _signed(0xBF58476D1CE4E5B9)
+_M2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, n: int) -> Tensor:
+    return (x >> n) & ((1 << (64 - n)) - 1)  # logical, where >> on int64 keeps the sign
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _M1
+    x = (x ^ _shift(x, 27)) * _M2
+    return x ^ _shift(x, 31)
+
+
+def key(seed: int, *path: int | str, device: torch.device | str = "cpu") -> Tensor:
+    """The key of a seed and a path of names or numbers below it.
+
+    Args:
+        seed: any integer.
+        path: "meta_train" and an episode number, say.
+        device: where the key lives.
+
+    Returns:
+        0-d int64 tensor.
+
+    Example:
+        >>> int(key(0, "meta_train")) == int(key(0, "meta_test"))
+        False
+    """
+    out = _mix(torch.tensor(_signed(seed % (1 << 64)), device=device) + _GAMMA)
+    for part in path:
+        out = fold(out, zlib.crc32(part.encode()) if isinstance(part, str) else part)
+    return out
+
+
+def fold(key: Tensor, data: int | Tensor) -> Tensor:
+    """A new key from a key and a number; tensors of numbers give tensors of keys.
+
+    Args:
+        key: int64, shape (...).
+        data: int, or int64 that broadcasts with `key`.
+
+    Returns:
+        int64 keys of the broadcast shape.
+    """
+    return _mix(_mix(key + _GAMMA) ^ (_mix(torch.as_tensor(data, device=key.device) * _GAMMA)))
+
+
+def bits(key: Tensor, n: int) -> Tensor:
+    """n words of 64 random bits for each key: shape (..., n), int64."""
+    return fold(key.unsqueeze(-1), torch.arange(n, device=key.device))
+
+
+def uniform(key: Tensor, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """n numbers in [low, high) for each key: shape (..., n), float64."""
+    return low + (high - low) * (_shift(bits(key, n), 11).double() * 2.0**-53)
+
+
+def normal(key: Tensor, n: int) -> Tensor:
+    """n standard normal numbers for each key: shape (..., n), float64."""
+    u, v = uniform(fold(key, 1), n), uniform(fold(key, 2), n)
+    return (-2.0 * torch.log1p(-u)).sqrt() * torch.cos(2.0 * math.pi * v)
+
+
+def permutation(key: Tensor, n: int) -> Tensor:
+    """A random order of 0..n-1 for each key: shape (..., n), int64."""
+    return bits(key, n).argsort(-1)
+
+
+def distinct(key: Tensor, population: int | Tensor, n: int) -> Tensor:
+    """n different numbers below `population` for each key, in random order.
+
+    The cost does not depend on the population (Floyd's algorithm).
+
+    Args:
+        key: int64, shape (...).
+        population: int, or int64 of key's shape; at least n each.
+        n: how many.
+
+    Returns:
+        Shape (..., n), int64.
+
+    Example:
+        >>> sorted(distinct(key(0), 4, 4).tolist())
+        [0, 1, 2, 3]
+    """
+    size = torch.as_tensor(population, device=key.device).expand(key.shape)
+    draws = _shift(bits(fold(key, 1), n), 1)
+    chosen: list[Tensor] = []
+    for j in range(n):
+        top = size - n + j
+        pick = draws[..., j] % (top + 1)
+        if chosen:
+            taken = (torch.stack(chosen, -1) == pick.unsqueeze(-1)).any(-1)
+            pick = torch.where(taken, top, pick)
+        chosen.append(pick)
+    return torch.stack(chosen, -1).gather(-1, permutation(fold(key, 2), n))

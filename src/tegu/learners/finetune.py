@@ -1,0 +1,138 @@
+"""Learning a task by some steps of an optimiser, from weights that all tasks share.
+
+The task-learning half of Reptile, of joint training, and of whatever else
+meta-learns where gradient descent should start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from tegu import keys
+from tegu.episodes import Examples
+from tegu.errors import InputError
+from tegu.inner import InnerOptimiser, Params, optimiser
+from tegu.learners.learner import Learner, State
+
+
+def cycle(key: Tensor, mask: Tensor, *, batch: int, steps: int) -> Tensor:
+    """Rows of the mini-batches of an inner loop: shape (steps, batch), int64.
+
+    Real rows are shuffled, dealt out, and shuffled again when they run out,
+    a batch spanning the seam if need be; padding is never dealt.
+
+    Args:
+        key: 0-d int64.
+        mask: shape (S,) bool, at least one row real.
+        batch: rows per mini-batch.
+        steps: number of mini-batches.
+    """
+    dealt = torch.arange(steps * batch, device=mask.device)
+    real = mask.sum()
+    order = keys.bits(keys.fold(key, dealt // real), len(mask))  # one order for each epoch
+    order = torch.where(mask, order >> 1, torch.iinfo(torch.int64).max).argsort(-1)
+    return order.gather(-1, (dealt % real)[:, None]).reshape(steps, batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Learner):
+    """Mini-batch steps of an inner optimiser on the support set.
+
+    Args:
+        inner_optimiser: "adam" or "sgd".
+        inner_lr: its step size.
+        momentum: of sgd.
+        beta1: of adam; 0 keeps no running mean.
+        inner_steps: steps per task while meta-training.
+        inner_batch: rows of a mini-batch while meta-training.
+        eval_steps: steps per task after meta-training.
+        eval_batch: rows of a mini-batch after meta-training.
+        carry: the optimiser's state is meta-learned with the weights, so that a
+            task goes on from it; otherwise every task starts afresh.
+    """
+
+    inner_optimiser: str = "adam"
+    inner_lr: float = 1e-3
+    momentum: float = 0.0
+    beta1: float = 0.0
+    inner_steps: int = 5
+    inner_batch: int = 10
+    eval_steps: int = 50
+    eval_batch: int = 5
+    carry: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("inner_steps", 1), ("inner_batch", 1), ("eval_batch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
+                )
+        if self.eval_steps < 0:
+            raise InputError(f"eval_steps is {self.eval_steps}", "0 or more", "Raise eval_steps.")
+        if not 0 < self.inner_lr < float("inf"):
+            raise InputError(
+                f"inner_lr is {self.inner_lr}", "a step size above 0", "Try 0.001 with adam."
+            )
+        for name in ("momentum", "beta1"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", "at least 0 and below 1", "Try 0.9, or 0."
+                )
+        _ = self.optimiser  # an unknown name is an error here, not in the first step
+
+    @property
+    def optimiser(self) -> InnerOptimiser:
+        """The update rule of the inner loop."""
+        return optimiser(
+            self.inner_optimiser, lr=self.inner_lr, momentum=self.momentum, beta1=self.beta1
+        )
+
+    def init(self) -> Params:
+        """Initial weights, and the optimiser's state under names that begin with "inner/"."""
+        weights = super().init()
+        state = self.optimiser.init(weights) if self.carry else {}
+        return {**weights, **{f"inner/{name}": value for name, value in state.items()}}
+
+    def steps(self, *, training: bool) -> int:
+        return self.inner_steps if training else self.eval_steps
+
+    def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
+        weights, inner = split(params)
+        batch = self.inner_batch if training else self.eval_batch
+        steps = self.steps(training=training)
+        return {
+            "weights": weights,
+            "inner": inner if self.carry else self.optimiser.init(weights),
+            "order": cycle(key, support.mask, batch=batch, steps=steps),
+            "loss": torch.zeros((), device=support.x.device, dtype=support.x.dtype),
+            "support": (support.x, support.mask) if self.uses_statistics() else (),
+        }
+
+    def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
+        rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
+        batch = Examples(*(field[rows] for field in support))
+
+        def loss(weights: Params) -> Tensor:
+            return self.loss(self.forward(weights, batch.x), batch)
+
+        grads, value = grad_and_value(loss)(state["weights"])
+        weights, inner = self.optimiser.update(state["weights"], grads, state["inner"])
+        return {**state, "weights": weights, "inner": inner, "loss": value}
+
+    def finish(self, state: State) -> State:
+        return {k: v for k, v in state.items() if k != "order"}
+
+    def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
+        return self.answer(state["weights"], state, query, mask)
+
+
+def split(params: Params) -> tuple[Params, Params]:
+    """Weights, and the optimiser's state."""
+    weights = {k: v for k, v in params.items() if not k.startswith("inner/")}
+    inner = {k.removeprefix("inner/"): v for k, v in params.items() if k.startswith("inner/")}
+    return weights, inner

@@ -1,0 +1,35 @@
+"""Joint training: one network for all tasks pooled, fine-tuned on each.
+
+The baseline that meta-learning has to beat: the mean of many sine waves is the
+zero function, and a network that learned it starts no nearer to any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tegu.episodes import Episode, Examples
+from tegu.inner import Params
+from tegu.learners.finetune import FineTune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint(FineTune):
+    """Gradient descent on all examples of all tasks, then `FineTune` on each.
+
+    Reference:
+        The comparison in Finn et al. (2017), arXiv:1703.03400, section 5.1
+        ("pretrained on all of the tasks"), and in Nichol et al. (2018).
+    """
+
+    name: ClassVar[str] = "joint"
+
+    def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
+        """Loss of the shared weights themselves, unadapted, on the whole episode."""
+        both = zip(episode.support, episode.query, strict=True)
+        pooled = Examples(*(torch.cat(pair) for pair in both))
+        return self.loss(self.forward(params, pooled.x, pooled.mask), pooled)

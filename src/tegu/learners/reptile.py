@@ -1,0 +1,98 @@
+"""Reptile: move the initial weights towards those that tasks end up with.
+
+Nichol, Achiam, Schulman (2018), On first-order meta-learning algorithms,
+arXiv:1803.02999, algorithm 2 (batched), and the code published with it:
+
+    phi <- phi + epsilon * mean over tasks of (weights after k inner steps - phi)
+
+where epsilon falls linearly from `outer_lr` to 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tegu.inner import Params
+from tegu.learners.finetune import FineTune, split
+from tegu.learners.learner import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reptile(FineTune):
+    """Reptile with an SGD or Adam inner loop.
+
+    The published code keeps one Adam state for the whole of meta-training:
+    task after task goes on with the mean squares that the last one left, and
+    evaluation starts every task from the state that training ended with. tegu
+    carries that state as part of what is meta-learned. With `serial=True` the
+    tasks of a meta-batch run one after another exactly as in that code. By
+    default they run side by side: each starts from the state at the start of
+    the meta-batch, and the new state is what the same squared gradients would
+    have left one after another. Only the few steps since the meta-batch began
+    are seen late; `benchmarks/results/reptile-serial-or-parallel.json` holds
+    what that costs.
+
+    Args:
+        carry: keep the optimiser's state from task to task, as the published
+            code does; otherwise every task starts afresh.
+        serial: run the tasks of a meta-batch one after another.
+
+    The other settings are those of `FineTune`.
+
+    Reference:
+        arXiv:1803.02999. Differs from the paper: nowhere with `serial=True`.
+    """
+
+    name: ClassVar[str] = "reptile"
+
+    carry: bool = True
+    serial: bool = False
+
+    def handover(self, params: Params, state: State) -> Params:
+        """What the next task of a serial meta-batch starts from: old weights, new optimiser."""
+        return {**params, **{f"inner/{name}": value for name, value in state["inner"].items()}}
+
+    def outer_update(self, params: Params, states: State, *, outer_lr: float) -> Params:
+        """Move towards the mean of the adapted weights.
+
+        Args:
+            params: before the meta-batch.
+            states: of its T tasks, each tensor with a leading axis T.
+            outer_lr: epsilon, 0 to 1.
+        """
+        weights, inner = split(params)
+        new = {
+            name: w + outer_lr * (states["weights"][name].mean(0) - w)
+            for name, w in weights.items()
+        }
+        if self.carry:
+            carried = self._last(states) if self.serial else self._in_turn(inner, states)
+            new.update({f"inner/{name}": value for name, value in carried.items()})
+        return new
+
+    def _last(self, states: State) -> Params:
+        return {name: values[-1].clone() for name, values in states["inner"].items()}
+
+    def _in_turn(self, inner: Params, states: State) -> Params:
+        """The state that the tasks' own contributions leave one after another.
+
+        k updates take a mean square v to a v + c with a = decay^k. Each task
+        tells its c; T tasks in turn give a^T v + sum of a^(T-1-t) c_t.
+        """
+        decay = self.optimiser.decay()
+        out = {}
+        for name, before in inner.items():
+            after: Tensor = states["inner"][name]
+            n = len(after)
+            if name == "step":
+                out[name] = before + (after - before).sum()
+                continue
+            a = decay[name.split("/")[0]] ** self.inner_steps
+            powers = torch.tensor([a ** (n - 1 - t) for t in range(n)], dtype=after.dtype)
+            powers = powers.to(after.device).reshape(-1, *[1] * before.ndim)
+            out[name] = a**n * before + (powers * (after - a * before)).sum(0)
+        return out

@@ -1,0 +1,33 @@
+"""Losses over real rows only: padding counts for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tegu.episodes import Examples
+
+Loss = Callable[[Tensor, Examples], Tensor]
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1)
+
+
+def cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean cross-entropy: outputs (S, N) floating, target.y (S,) int64."""
+    return _mean(F.cross_entropy(outputs, target.y, reduction="none"), target.mask)
+
+
+def squared_error(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean squared error: outputs and target.y (S, D) floating."""
+    return _mean((outputs - target.y).square().mean(-1), target.mask)
+
+
+def accuracy(outputs: Tensor, target: Examples) -> Tensor:
+    """Share of right answers, 0 to 1: outputs (S, N), target.y (S,)."""
+    return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)

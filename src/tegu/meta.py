@@ -1,0 +1,245 @@
+"""The two phases in two calls: `meta_train`, then `adapt` on what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tegu import keys
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.train import Progress, Run, Settings
+from tegu.engine.train import meta_train as _meta_train
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Examples
+from tegu.errors import InputError, InputTypeError
+from tegu.inner import Params
+from tegu.learners.learner import Learner, State
+from tegu.losses import accuracy, squared_error
+from tegu.sampling import Tasks
+
+
+@dataclass(frozen=True)
+class MetaLearned:
+    """What phase 1 learned, ready to learn new tasks.
+
+    Args:
+        learner: the algorithm with its model and settings.
+        params: what was meta-learned.
+    """
+
+    learner: Learner
+    params: Params = field(repr=False)
+
+    def adapt(self, x: Any, y: Any, *, seed: int = 0) -> Adapted:
+        """Phase 2: learn a new task from its examples.
+
+        Args:
+            x: S inputs: a tensor, array or nested list, shape (S, ...).
+            y: S labels of any hashable kind, or floating targets (S, D) where the
+                learner's loss is a squared error.
+            seed: of the order in which examples are visited.
+
+        Raises:
+            InputError: numbers of inputs and labels differ, a number is NaN or
+                infinite, the shape does not fit the model, or there are more
+                classes than the model has outputs.
+        """
+        inputs = _inputs(x, "x")
+        some = next(iter(self.params.values()))
+        inputs = inputs.to(some.device, some.dtype)
+        labels: tuple[Hashable, ...] = ()
+        if self.learner.loss is squared_error:
+            targets = _inputs(y, "y").to(inputs)
+            n = len(targets)
+        else:
+            listed = _labels(y)
+            labels = tuple(dict.fromkeys(listed))
+            n = len(listed)
+            at = {label: i for i, label in enumerate(labels)}
+            targets = torch.tensor([at[label] for label in listed], device=inputs.device)
+        if n != len(inputs):
+            raise InputError(
+                f"{len(inputs)} inputs and {n} labels",
+                "one label for each input",
+                "Check that x and y come from the same examples.",
+            )
+        support = Examples.dense(inputs, targets)
+        key = keys.key(seed, "adapt", device=inputs.device)
+        with torch.no_grad():
+            try:
+                probe = self.learner.forward(_weights(self.params), inputs[:1])
+            except RuntimeError as failure:
+                raise InputError(
+                    f"x has shape {tuple(inputs.shape)}",
+                    "inputs of the shape that the model was trained on",
+                    f"Reshape them; the model said: {str(failure).splitlines()[0]}",
+                ) from failure
+            if len(labels) > probe.shape[-1]:
+                raise InputError(
+                    f"{len(labels)} classes for a model with {probe.shape[-1]} outputs",
+                    f"at most {probe.shape[-1]} classes",
+                    "Meta-train with a larger n_way.",
+                )
+            state = self.learner.adapt(self.params, support, key)
+        return Adapted(self.learner, self.params, state, labels)
+
+    def features(self, x: Any) -> Tensor:
+        """The representation that all tasks share: (B, ...) to (B, D)."""
+        inputs = _inputs(x, "x").to(next(iter(self.params.values())))
+        with torch.no_grad():
+            return self.learner.features(_weights(self.params), inputs)
+
+    def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
+        """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
+        if self.learner.loss is squared_error:
+            settings = {"score": squared_error, "metric": "mse", **settings}
+        else:
+            settings = {"score": accuracy, **settings}
+        return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
+
+    def save(self, path: str | Path) -> None:
+        """Writes what was meta-learned to one file, whole or not at all."""
+        name = f"{self.learner.name}/{type(self.learner.model).__name__}"
+        save_checkpoint(Path(path), Checkpoint(self.params, {}, 0, 0, name, {}))
+
+    @classmethod
+    def load(cls, path: str | Path, learner: Learner) -> MetaLearned:
+        """Reads a file of `save`, or a run's checkpoint, for a learner built alike."""
+        params = load_checkpoint(Path(path)).params
+        expected = learner.init()
+        if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
+            raise InputError(
+                f"{path} holds other parameters than this learner has",
+                f"{len(expected)} tensors of the learner's own names and shapes",
+                "Build the learner and its model with the settings they were trained with.",
+            )
+        return cls(learner, params)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A task that was learned: answers queries, with the caller's own labels."""
+
+    learner: Learner
+    params: Params = field(repr=False)
+    state: State = field(repr=False)
+    labels: tuple[Hashable, ...]
+
+    def outputs(self, x: Any) -> Tensor:
+        """Scores (Q, classes), or predictions (Q, D) for regression."""
+        inputs = _inputs(x, "x").to(next(iter(self.params.values())))
+        mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+        with torch.no_grad():
+            out = self.learner.predict(self.params, self.state, inputs, mask)
+        return out[:, : len(self.labels)] if self.labels else out
+
+    def predict(self, x: Any) -> Any:
+        """Labels of queries as a list, or predictions (Q, D) for regression."""
+        out = self.outputs(x)
+        return [self.labels[i] for i in out.argmax(-1).tolist()] if self.labels else out
+
+    def predict_proba(self, x: Any) -> Tensor:
+        """Probabilities (Q, classes) in the order of `labels`; rows sum to 1."""
+        return self.outputs(x).softmax(-1)
+
+
+def meta_train(
+    learner: Learner,
+    tasks: Tasks,
+    *,
+    meta_iterations: int,
+    meta_batch: int = 5,
+    outer_lr: float = 1.0,
+    outer_lr_final: float = 0.0,
+    seed: int = 0,
+    run: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    vectorise: str = "auto",
+    compile: bool = False,
+    precision: str = "fp32",
+) -> MetaLearned:
+    """Phase 1: learn, over many tasks, what a new task can start from.
+
+    Args:
+        learner: the algorithm, around any `torch.nn.Module`.
+        tasks: training episodes, `tegu.FewShotTasks` or `tegu.Sinusoids`, say.
+        meta_iterations: outer updates.
+        meta_batch: episodes per outer update.
+        outer_lr: step size of the first outer update.
+        outer_lr_final: step size that it falls to, linearly.
+        seed: of the learner's random numbers.
+        run: a folder for checkpoints; None keeps nothing.
+        resume: go on from the folder's checkpoint.
+        progress: told how it goes.
+        vectorise: "auto", "vmap" or "loop".
+        compile: compile the inner step; worth it from some thousand iterations.
+        precision: "fp32" or "bf16".
+
+    Returns:
+        What was meta-learned; call its `adapt`.
+
+    Example:
+        >>> model = tegu.models.Mlp(1, 1, hidden=(40, 40))
+        >>> learner = tegu.Reptile(model=model, loss=tegu.losses.squared_error, inner_lr=0.01)
+        >>> learned = tegu.meta_train(learner, tegu.Sinusoids(), meta_iterations=2)
+        >>> learned.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
+        torch.Size([1, 1])
+    """
+    settings = Settings(meta_iterations, meta_batch, outer_lr, outer_lr_final, seed)
+    engine = Vectorised(learner, vectorise=vectorise, compile=compile, precision=precision)
+    folder = None
+    if run is not None:
+        known = {"learner": repr(learner), "tasks": _describe(tasks), "settings": vars(settings)}
+        folder = Run(Path(run), {**known, "precision": precision})
+    params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
+    return MetaLearned(learner, params)
+
+
+def _describe(tasks: Tasks) -> dict[str, Any]:
+    kinds = (bool, int, float, str)
+    return {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
+
+
+def _weights(params: Params) -> Params:
+    return {k: v for k, v in params.items() if "/" not in k}
+
+
+def _inputs(x: Any, name: str) -> Tensor:
+    try:
+        tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+    except (TypeError, ValueError) as failure:
+        raise InputTypeError(
+            f"{name} is a {type(x).__name__} that is no table of numbers",
+            "a tensor, an array or nested lists of equal length",
+            "Convert it first.",
+        ) from failure
+    if tensor.ndim < 1 or not len(tensor):
+        raise InputError(f"{name} is empty", "at least one example", "Pass some examples.")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero()[0])
+        raise InputError(
+            f"{name} holds NaN or infinity in row {bad}",
+            "finite numbers",
+            "Clean the data, or drop that row.",
+        )
+    return tensor
+
+
+def _labels(y: Any) -> list[Hashable]:
+    values: Sequence[Any] = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else list(y)
+    for value in values:
+        if not isinstance(value, Hashable):
+            raise InputTypeError(
+                f"a label is a {type(value).__name__}", "hashable labels", "Use numbers or names."
+            )
+    return list(values)

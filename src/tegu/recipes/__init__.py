@@ -1,0 +1,242 @@
+"""Recipes: one TOML file for each result, with every setting that decides it.
+
+A recipe has the sections [data], [model], [learner], [train], [engine] and
+[evaluate]. What it leaves out takes the default written here; what it writes
+wrong is refused with the nearest right name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tegu.errors import InputError, InputTypeError, unknown
+from tegu.learners import LEARNERS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+LARGEST = 1 << 20  # bytes that a recipe may have
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where tasks come from."""
+
+    name: str = "glyphs"  # omniglot, glyphs or sinusoids
+    partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
+    rotations: bool = True  # omniglot: rotated characters are training classes too
+    validation: str = "meta_val"  # split that the progress figure comes from
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    name: str = "conv4"  # conv4 or mlp
+    width: int = 64  # conv4: filters
+    hidden: tuple[int, ...] = (64, 64)  # mlp: hidden layers
+    activation: str = "relu"  # mlp: relu or tanh
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-learning."""
+
+    meta_iterations: int = 1000
+    meta_batch: int = 5
+    outer_lr: float = 1.0
+    outer_lr_final: float = 0.0
+    n_way: int = 5
+    n_shot: int = 10
+    n_query: int = 0
+    seed: int = 0
+    validate_every: int = 0
+    validate_episodes: int = 100
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How fast it runs, and in which arithmetic."""
+
+    vectorise: str = "auto"  # auto, vmap or loop
+    compile: str = "auto"  # auto, on or off
+    precision: str = "fp32"  # fp32 or bf16
+    device: str = "cpu"
+    threads: int = 0  # 0: torch's own choice
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a result, and the published one beside it."""
+
+    n_shot: int = 1
+    n_query: int = 1
+    normalisation: str = "support"
+    eval_batch: int = 0  # 0: the learner's
+    published: float = -1.0  # below 0: none
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Task learning on unseen tasks."""
+
+    episodes: int = 1000
+    at_once: int = 50
+    seed: int = 1
+    split: str = "meta_test"
+    cells: tuple[Cell, ...] = (Cell(),)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe, every default filled in."""
+
+    name: str
+    title: str = ""
+    source: str = ""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    learner: dict[str, Any] = field(default_factory=dict)
+    train: Train = field(default_factory=Train)
+    engine: Engine = field(default_factory=Engine)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+    def plain(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only, as JSON keeps them."""
+        out: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return out
+
+
+SECTIONS = {"data": Data, "model": Model, "train": Train, "engine": Engine, "evaluate": Evaluate}
+
+
+def names() -> list[str]:
+    """Recipes that come with tegu."""
+    files = resources.files("tegu.recipes").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe by name or by the path of a TOML file, with some settings replaced.
+
+    Args:
+        name: one of `names()`, or a path that ends in ".toml".
+        overrides: values by dotted key, {"train.seed": 3}, say; strings are
+            read as the type that the key has.
+
+    Raises:
+        InputError: no such recipe or key, or a value of the wrong type.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise InputError(f"no file {name}", "a recipe in TOML", "Check the path.")
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{name} is over 1 MiB", "a recipe in TOML", "Check the path.")
+        text = path.read_text(errors="replace")
+    elif name in names():
+        text = resources.files("tegu.recipes").joinpath(f"{name}.toml").read_text()
+    else:
+        raise unknown("recipe", name, names())
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise InputError(f"{name} is not TOML: {failure}", "a recipe", "Mend that line.") from None
+    raw.setdefault("name", Path(name).stem)
+    return parse(raw, overrides or {})
+
+
+def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe from plain data, as TOML or JSON hold it."""
+    raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        if section not in (*SECTIONS, "learner"):
+            raise unknown("section", section, [*SECTIONS, "learner"])
+        if not name:
+            raise InputError(f"'{key}'", "SECTION.KEY", f"Write {section}.KEY=VALUE.")
+        table = raw.setdefault(section, {})
+        if name == "name" and value != table.get("name"):
+            table.clear()  # another model or learner has other settings
+        table[name] = value
+    for name in raw:
+        if name not in {f.name for f in fields(Recipe)}:
+            raise unknown("key", name, [f.name for f in fields(Recipe)])
+    values = {k: raw[k] for k in ("name", "title", "source") if k in raw}
+    for name, cls in SECTIONS.items():
+        values[name] = _section(name, cls, raw.get(name, {}))
+    values["learner"] = _learner(raw.get("learner", {}))
+    return Recipe(**values)
+
+
+def _learner(table: dict[str, Any]) -> dict[str, Any]:
+    name = table.get("name", "reptile")
+    if name not in LEARNERS:
+        raise unknown("learner", name, LEARNERS)
+    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ("model", "loss")}
+    settings = {k: v for k, v in table.items() if k != "name"}
+    values = {k: f.default for k, f in known.items()}
+    for key, value in settings.items():
+        if key not in known:
+            raise unknown(f"setting of {name}", key, known)
+        values[key] = _typed(f"learner.{key}", value, type(known[key].default).__name__)
+    return {"name": name, **values}
+
+
+def _section(section: str, cls: Any, table: Any) -> Any:
+    if not isinstance(table, dict):
+        raise InputTypeError(f"{section} is {table!r}", "a table", f"Write [{section}] above it.")
+    known = {f.name: f for f in fields(cls)}
+    values = {}
+    for key, value in table.items():
+        if key not in known:
+            raise unknown(f"key of [{section}]", key, known)
+        if key == "cells":
+            values[key] = tuple(_section("evaluate.cells", Cell, cell) for cell in value)
+        else:
+            values[key] = _typed(f"{section}.{key}", value, str(known[key].type))
+    missing = [k for k, f in known.items() if f.default is MISSING and k not in values]
+    assert not missing, missing
+    return cls(**values)
+
+
+def _typed(key: str, value: Any, kind: str) -> Any:
+    wanted = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a word",
+    }.get(kind, "a list of whole numbers")
+    wrong = InputTypeError(f"{key} is {value!r}", wanted, "Write it as such.")
+    given = value
+    if isinstance(value, str) and kind != "str":
+        try:
+            value = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            raise wrong from None
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind.startswith("tuple"):
+        if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
+            raise wrong
+        return tuple(value)
+    if type(value).__name__ != kind:
+        raise wrong
+    if kind == "float" and value - value != 0:
+        raise InputError(f"{key} is {given}", "a finite number", "Write one.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,45 @@
+"""Small seeded data for every test, and the folder of real data for those that read it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tegu.datasets.classes import ClassDataset
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: TEGU_TEST_DATA, else shared/data beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("TEGU_TEST_DATA") or beside)
+    if not folder.is_dir():
+        reason = f"no real data at {folder}; set TEGU_TEST_DATA to the folder that holds it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
+
+
+def _classes(name: str, split: str, shape: tuple[int, ...], spread: float) -> ClassDataset:
+    counts = torch.tensor([9, 5, 7, 6, 11, 5, 8])
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(len(counts), *shape, generator=generator)
+    noise = torch.randn(int(counts.sum()), *shape, generator=generator)
+    examples = centres.repeat_interleave(counts, 0) + spread * noise
+    return ClassDataset(name, split, examples, counts, tuple("abcdefg"))
+
+
+@pytest.fixture(scope="session")
+def toy_data() -> ClassDataset:
+    """Seven classes of 5 to 11 vectors of width 6 around one centre each."""
+    return _classes("toy", "meta_train", (6,), 0.3)
+
+
+@pytest.fixture(scope="session")
+def toy_images() -> ClassDataset:
+    """Seven classes of 5 to 11 one-channel images of 8 by 8."""
+    return _classes("toy_images", "meta_train", (1, 8, 8), 0.3)

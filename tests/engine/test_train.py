@@ -1,0 +1,335 @@
+"""Meta-training: the same bits however often it is stopped, and no harm to any folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tegu import keys
+from tegu.datasets.classes import ClassDataset
+from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.train import BLOCK, Interrupted, Progress, Run, Settings, meta_train
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.learners import Reptile
+from tegu.models import Mlp
+from tegu.sampling import FewShotTasks
+
+RECIPE = {"learner": "reptile", "widths": (8,), "seed": 3}
+
+
+def engine(**settings: Any) -> Vectorised:
+    own = {"inner_steps": 2, "inner_batch": 3, "inner_lr": 0.01, **settings}
+    return Vectorised(Reptile(model=Mlp(6, 3, hidden=(8,)), **own))
+
+
+@pytest.fixture
+def tasks(toy_data: ClassDataset) -> FewShotTasks:
+    return FewShotTasks(toy_data, n_way=3, n_shot=2, n_query=0)
+
+
+def same(found: Params, expected: Params) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+class Stop:
+    """Tasks that send this process a signal when block number `at` is drawn."""
+
+    def __init__(self, tasks: FewShotTasks, at: int, signum: int) -> None:
+        self.tasks, self.at, self.signum, self.split = tasks, at, signum, tasks.split
+
+    def episodes(self, index: Tensor) -> Episode:
+        if len(index) > 1:
+            self.at -= 1
+            if self.at == 0:
+                os.kill(os.getpid(), self.signum)
+        return self.tasks.episodes(index)
+
+
+def test_the_same_seed_gives_the_same_bits(tasks: FewShotTasks) -> None:
+    settings = Settings(6, 2, seed=3)
+    first, report = meta_train(engine(), tasks, settings)
+    same(meta_train(engine(), tasks, settings)[0], first)
+    assert report.iteration == 6
+    for other in (
+        meta_train(engine(), tasks, replace(settings, seed=4)),
+        meta_train(engine(), replace(tasks, seed=1), settings),
+    ):
+        assert not torch.equal(other[0]["layers.0.weight"], first["layers.0.weight"])
+
+
+def test_what_one_iteration_makes_does_not_depend_on_the_block(tasks: FewShotTasks) -> None:
+    """More iterations than a block holds, with a step that stays the same."""
+    settings = Settings(BLOCK + 3, 1, outer_lr=0.5, outer_lr_final=0.5)
+    params, _ = meta_train(engine(), tasks, settings)
+    again = engine()
+    expected = again.learner.init()
+    for i in range(BLOCK + 3):
+        key = keys.key(0, "meta_train", i).reshape(1)
+        expected, _ = again.outer_step(
+            expected, tasks.episodes(torch.tensor([i])), key, outer_lr=0.5
+        )
+    same(params, expected)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_and_resumed(signum: int, tasks: FewShotTasks, tmp_path: Path) -> None:
+    settings = Settings(2 * BLOCK + 5, 2, seed=3)
+    expected, _ = meta_train(engine(), tasks, settings, run=Run(tmp_path / "a", RECIPE))
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    stopped_at = []
+    for at in (1, 2):
+        run = Run(tmp_path / "b", RECIPE)
+        with pytest.raises(Interrupted, match=r"stopped by SIG(INT|TERM) after iteration") as info:
+            meta_train(engine(), Stop(tasks, at, signum), settings, run=run, resume=at > 1)
+        assert info.value.signum == signum
+        stopped_at.append(info.value.iteration)
+        assert load_checkpoint(run.checkpoint).iteration == info.value.iteration
+    assert stopped_at == [1, 1 + BLOCK + 1]
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    params, report = meta_train(
+        engine(), tasks, settings, run=Run(tmp_path / "b", RECIPE), resume=True
+    )
+    same(params, expected)
+    assert report.iteration == settings.meta_iterations
+    digests = {load_checkpoint(tmp_path / x / "checkpoint.safetensors").digest() for x in "ab"}
+    assert len(digests) == 1
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tasks: FewShotTasks) -> None:
+    found: list[Params] = []
+    settings = Settings(2, 2)
+    thread = threading.Thread(target=lambda: found.append(meta_train(engine(), tasks, settings)[0]))
+    thread.start()
+    thread.join()
+    same(found[0], meta_train(engine(), tasks, settings)[0])
+
+
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from tegu.datasets.classes import ClassDataset
+from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.train import Run, Settings, meta_train
+from tegu.engine.vectorise import Vectorised
+from tegu.learners import Reptile
+from tegu.models import Mlp
+from tegu.sampling import FewShotTasks
+
+torch.set_num_threads(1)
+x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+data = ClassDataset("toy", "meta_train", x, torch.tensor([10] * 4), tuple("abcd"))
+learner = Reptile(model=Mlp(6, 3, hidden=(8,)), inner_steps=1, inner_batch=3)
+run = Run(Path(sys.argv[1]), {"what": "a test"})
+settings = Settings(int(sys.argv[2]), 2, validate_every=10, checkpoint_seconds=0.01)
+print("ready", flush=True)
+tasks = FewShotTasks(data, 3, 2)
+params, _ = meta_train(
+    Vectorised(learner), tasks, settings, run=run, resume=True, validate=lambda params: 0.5
+)
+print(load_checkpoint(run.checkpoint).digest(), flush=True)
+"""
+ITERATIONS = 300
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(ITERATIONS)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    return out.strip()
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
+    """Five kills of one run, each at a random moment of what is left of it."""
+    process = start(tmp_path / "whole")
+    began = time.monotonic()
+    expected = finish(process)
+    whole = time.monotonic() - began
+    dice, folder = random.Random(time.time_ns()), tmp_path / "killed"
+    moments = []
+    for _ in range(5):
+        process = start(folder)
+        wait = dice.uniform(0.0, whole / 12)  # all five end well before the run does
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+        moments.append(round(wait, 4))
+        assert process.returncode == -signal.SIGKILL, f"the run had ended; moments {moments}"
+    last = start(folder)
+    assert finish(last) == expected, f"killed at moments {moments}"
+    names = ["checkpoint.safetensors", "metrics.jsonl", "recipe.json"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(10, ITERATIONS + 1, 10))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tasks: FewShotTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(40, 2, validate_every=4, checkpoint_seconds=0.0)
+    whole, _ = meta_train(engine(), tasks, settings, run=Run(tmp_path / "a", RECIPE))
+    replaces, really = [], os.replace
+
+    def full(source: str, target: Path) -> None:
+        replaces.append(target)
+        if len(replaces) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        really(source, target)
+
+    run = Run(tmp_path / "b", RECIPE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(InputError, match=r"cannot be written: No space left on device.*room"):
+            meta_train(engine(), tasks, settings, run=run)
+    assert 0 < load_checkpoint(run.checkpoint).iteration < 40
+    names = ["checkpoint.safetensors", "metrics.jsonl", "recipe.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == names
+    params, _ = meta_train(engine(), tasks, settings, run=Run(run.folder, RECIPE), resume=True)
+    same(params, whole)
+
+
+def refused(run: Run, text: str, *, resume: bool) -> None:
+    before = {p: p.read_bytes() for p in run.folder.parent.rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match=text):
+        run.open(resume=resume)
+    assert {p: p.read_bytes() for p in run.folder.parent.rglob("*") if p.is_file()} == before
+
+
+def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    meta_train(engine(), tasks, Settings(1, 1), run=Run(folder, RECIPE))
+    refused(Run(folder, RECIPE), r"holds a run already; expected a new.*--resume", resume=False)
+    other = {**RECIPE, "seed": 4, "new": 1}
+    for resume in (True, False):
+        text = r"belongs to a run with other settings \(new, seed differ\); expected the settings"
+        refused(Run(folder, other), text, resume=resume)
+
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("mine")
+    for resume in (True, False):
+        text = r"papers is not empty and holds no run.*nothing in this one was touched"
+        refused(Run(tmp_path / "papers", RECIPE), text, resume=resume)
+
+    refused(Run(tmp_path / "papers" / "thesis.tex", RECIPE), r"thesis.tex is a file", resume=False)
+
+    for text in ("{", "[1]", '"x"'):
+        (folder / "recipe.json").write_text(text)
+        refused(Run(folder, RECIPE), r"recipe.json holds no settings.*another folder", resume=True)
+
+
+def test_a_checkpoint_from_another_run_is_not_taken(tasks: FewShotTasks, tmp_path: Path) -> None:
+    for name, recipe in (("a", RECIPE), ("b", {"seed": 9})):
+        meta_train(engine(), tasks, Settings(1, 1), run=Run(tmp_path / name, recipe))
+    a, b = (Run(tmp_path / n, r) for n, r in (("a", RECIPE), ("b", {"seed": 9})))
+    a.checkpoint.write_bytes(b.checkpoint.read_bytes())
+    with pytest.raises(InputError, match=r"checkpoint.safetensors belongs to other settings"):
+        meta_train(engine(), tasks, Settings(1, 1), run=a, resume=True)
+
+
+def test_a_damaged_checkpoint_is_told_and_kept(tasks: FewShotTasks, tmp_path: Path) -> None:
+    run = Run(tmp_path, RECIPE)
+    meta_train(engine(), tasks, Settings(1, 1), run=run)
+    data = run.checkpoint.read_bytes()
+    run.checkpoint.write_bytes(data[:-9])
+    refused(Run(tmp_path, RECIPE), r"cut short or not a checkpoint", resume=True)
+
+
+def test_what_a_kill_in_the_first_write_leaves_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".recipe.json.k2f9").write_text("{")
+    assert Run(tmp_path, RECIPE).open(resume=False) is None
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_metrics_of_lost_iterations_are_dropped(tasks: FewShotTasks, tmp_path: Path) -> None:
+    run = Run(tmp_path, RECIPE)
+    meta_train(
+        engine(), tasks, Settings(4, 1, validate_every=2), run=run, validate=lambda params: 0.5
+    )
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 6, "loss": 1.0}\n{"iterat')
+    again = Run(tmp_path, RECIPE)
+    assert again.open(resume=True) is not None
+    again.log(iteration=5)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [2, 4, 5]
+    assert lines[0].keys() == {"iteration", "loss", "validation", "seconds"}
+    assert lines[1]["validation"] == 0.5
+
+
+@pytest.mark.parametrize("settings", [{"inner_lr": float("inf")}, {"inner_lr": 1e38}])
+def test_losses_that_are_no_numbers(
+    settings: dict[str, float], tasks: FewShotTasks, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, RECIPE)
+    wild = engine(inner_optimiser="sgd", **settings)
+    text = r"(training loss is (nan|inf) at|holds NaN or infinity after) iteration .*Lower inner_lr"
+    with pytest.raises(InputError, match=text):
+        meta_train(wild, tasks, Settings(5, 2), run=run)
+    assert not run.checkpoint.exists()
+
+
+def test_a_checkpoint_never_holds_nan(tasks: FewShotTasks, tmp_path: Path) -> None:
+    """Checkpoints may be due before the loss is looked at."""
+    run = Run(tmp_path, RECIPE)
+    wild = engine(inner_optimiser="sgd", inner_lr=float("inf"))
+    with pytest.raises(InputError, match=r"holds NaN or infinity after iteration 1;.*unharmed"):
+        meta_train(wild, tasks, Settings(5, 2, checkpoint_seconds=0.0), run=run)
+    assert not run.checkpoint.exists()
+
+
+def test_reports(tasks: FewShotTasks) -> None:
+    seen: list[Progress] = []
+    meta_train(
+        engine(),
+        tasks,
+        Settings(BLOCK + 8, 1, validate_every=15),
+        validate=lambda params: float(len(params)),
+        progress=lambda report: seen.append(replace(report)),
+    )
+    assert [report.iteration for report in seen] == [15, 30, 40]
+    assert {report.total for report in seen} == {BLOCK + 8}
+    assert {report.validation for report in seen} == {9.0}  # four weights, four squares, a count
+    assert all(0 < report.loss < 10 for report in seen)
+    assert [r.seconds for r in seen] == sorted(r.seconds for r in seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"meta_iterations": 0}, r"meta_iterations is 0; expected at least 1\. Raise"),
+        ({"meta_batch": 0}, r"meta_batch is 0; expected at least 1"),
+        ({"validate_every": -1}, r"validate_every is -1; expected at least 0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, int], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Settings(**{"meta_iterations": 1, **settings})

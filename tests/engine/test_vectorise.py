@@ -1,0 +1,278 @@
+"""Many episodes at once: the same as a loop, whatever the model holds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tegu import keys
+from tegu.datasets.classes import ClassDataset
+from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
+from tegu.episodes import Episode, Examples
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.learners import Reptile
+from tegu.models import Conv4, Mlp
+from tegu.sampling import FewShotTasks
+
+KEYS = keys.fold(keys.key(0), torch.arange(4))
+
+
+class Fickle(nn.Module):
+    """Chooses its activation by a value: what vmap cannot run."""
+
+    def __init__(self, *, norm: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        generator = torch.Generator().manual_seed(1)
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(self.first(x))
+        hidden = torch.tanh(hidden) if float(hidden.detach().sum()) > 0 else F.relu(hidden)
+        out: Tensor = self.last(hidden)
+        return out
+
+
+class Foreign(nn.Module):
+    """A user's network of torch's own layers, batch normalisation included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(64, 3)
+        generator = torch.Generator().manual_seed(2)
+        for tensor in [*self.parameters(), self.norm.running_mean, self.norm.running_var]:
+            tensor.data.uniform_(0.1, 0.5, generator=generator)
+        self.norm.num_batches_tracked.fill_(17)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(F.relu(self.norm(self.conv(x))).flatten(1))
+        return out
+
+
+def by_hand(model: Foreign, x: Tensor, mean: Tensor, var: Tensor, weights: Params) -> Tensor:
+    """The same network with given statistics of each channel."""
+    hidden = F.conv2d(x, weights["conv.weight"], weights["conv.bias"], stride=2, padding=1)
+    hidden = (hidden - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+    hidden = hidden * weights["norm.weight"][:, None, None] + weights["norm.bias"][:, None, None]
+    return F.linear(F.relu(hidden).flatten(1), weights["head.weight"], weights["head.bias"])
+
+
+def channels(x: Tensor, weights: Params) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel of the convolution."""
+    hidden = F.conv2d(x, weights["conv.weight"], weights["conv.bias"], stride=2, padding=1)
+    return hidden.mean((0, 2, 3)), hidden.var((0, 2, 3), unbiased=False)
+
+
+def draw(data: ClassDataset) -> Episode:
+    double = replace(data, examples=data.examples.double())
+    return FewShotTasks(double, n_way=3, n_shot=2, n_query=2).episodes(torch.arange(4))
+
+
+@pytest.fixture
+def episodes(toy_data: ClassDataset) -> Episode:
+    return draw(toy_data)
+
+
+@pytest.fixture
+def images(toy_images: ClassDataset) -> Episode:
+    return draw(toy_images)
+
+
+def learner_of(model: nn.Module, **settings: object) -> Reptile:
+    own = {"inner_steps": 3, "inner_batch": 4, "eval_steps": 3, "eval_batch": 4, "inner_lr": 0.01}
+    return Reptile(model=model.double(), **{**own, **settings})
+
+
+def run(engine: Vectorised, episodes: Episode) -> tuple[Params, Tensor, Tensor]:
+    """One outer step, then answers of the queries."""
+    params, loss = engine.outer_step(engine.learner.init(), episodes, KEYS, outer_lr=0.5)
+    state = engine.adapt(params, episodes.support, KEYS)
+    return params, loss, engine.predict(params, state, episodes.query)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Mlp(64, 3, hidden=(8,)),
+        lambda: Conv4(3, size=8, width=4),
+        Foreign,
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(72, 3)
+        ),
+        lambda: nn.Sequential(nn.Flatten(1), nn.LayerNorm(64), nn.Linear(64, 3)),
+    ],
+    ids=["mlp", "conv4", "batch norm", "group norm", "layer norm"],
+)
+@pytest.mark.parametrize("normalisation", ["support", "transductive", "running"])
+def test_vmap_equals_a_loop(
+    make: Callable[[], nn.Module], normalisation: str, images: Episode
+) -> None:
+    learner = learner_of(make(), normalisation=normalisation)
+    fast, slow = (run(Vectorised(learner, vectorise=how), images) for how in ("vmap", "loop"))
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_vmap_cannot_run_is_looped_with_one_warning(norm: bool, episodes: Episode) -> None:
+    learner = learner_of(Fickle(norm=norm))
+    engine = Vectorised(learner)
+    with pytest.warns(RuntimeWarning) as seen:
+        found = run(engine, episodes)
+    assert len(seen) == 1
+    text = str(seen[0].message)
+    assert text.startswith("tasks run one by one, since vmap cannot run this model: ")
+    assert "vmap" in text.partition("model: ")[2]
+    assert "\n" not in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(engine, episodes)
+        expected = run(Vectorised(learner, vectorise="loop"), episodes)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="vmap"):
+        run(Vectorised(learner, vectorise="vmap"), episodes)
+
+
+def test_an_error_of_the_users_own_is_raised_and_no_warning_given(episodes: Episode) -> None:
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
+        run(Vectorised(learner_of(nn.Linear(5, 3))), episodes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_the_buffers_of_a_users_model_stay(how: str, training: bool, images: Episode) -> None:
+    model = Foreign().double().train(training)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for normalisation in ("support", "transductive", "running"):
+        run(Vectorised(learner_of(model, normalisation=normalisation), vectorise=how), images)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert model.training == training
+    assert int(model.norm.num_batches_tracked) == 17
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_where_statistics_come_from(how: str, training: bool, images: Episode) -> None:
+    """Answers with statistics computed by hand, and one inner step by torch's own layer."""
+    model = Foreign().double().train(training)
+    learner = learner_of(model, eval_steps=1, eval_batch=6, inner_optimiser="sgd", carry=False)
+    engine = Vectorised(learner, vectorise=how)
+    params = learner.init()
+    state = engine.adapt(params, images.support, KEYS)
+    for t in range(4):
+        support, query = images.support.x[t], images.query.x[t]
+        weights = {k: v[t] for k, v in state["weights"].items()}
+
+        twin = Foreign().double().train()
+        loss = F.cross_entropy(twin(support), images.support.y[t])
+        for (name, p), g in zip(
+            twin.named_parameters(),
+            torch.autograd.grad(loss, list(twin.parameters())),
+            strict=True,
+        ):
+            torch.testing.assert_close(weights[name], p - 0.01 * g)
+
+        rows = [torch.cat([support, q[None]]) for q in query]
+        expected = {
+            "transductive": by_hand(model, query, *channels(query, weights), weights),
+            "support": torch.stack(
+                [by_hand(model, row, *channels(row, weights), weights)[-1] for row in rows]
+            ),
+            "running": by_hand(
+                model, query, model.norm.running_mean, model.norm.running_var, weights
+            ),
+        }
+        for normalisation, outputs in expected.items():
+            judge = replace(learner, normalisation=normalisation)
+            found = engine.predict(params, state, images.query, learner=judge)
+            torch.testing.assert_close(found[t], outputs, msg=normalisation)
+
+
+def test_running_statistics_are_used_in_the_inner_loop_too(images: Episode) -> None:
+    """As torch's layer in eval mode gives them."""
+    learner = learner_of(
+        Foreign(),
+        eval_steps=1,
+        eval_batch=6,
+        inner_optimiser="sgd",
+        normalisation="running",
+    )
+    state = Vectorised(learner).adapt(learner.init(), images.support, KEYS)
+    twin = Foreign().double().eval()
+    loss = F.cross_entropy(twin(images.support.x[0]), images.support.y[0])
+    for (name, p), g in zip(
+        twin.named_parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
+    ):
+        torch.testing.assert_close(state["weights"][name][0], p - 0.01 * g)
+
+
+def test_the_outer_gradient_is_that_of_autograd(episodes: Episode) -> None:
+    """Through three inner steps of SGD, second derivatives and all."""
+    learner = learner_of(Mlp(6, 3, hidden=(5,), activation="tanh"), inner_optimiser="sgd")
+    params = learner.init()
+    leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+    losses = []
+    for t in range(4):
+        half = [Examples(*(field[t] for field in part)) for part in episodes]
+        losses.append(learner.outer_loss(leaves, Episode(*half), KEYS[t]))
+    expected = torch.autograd.grad(torch.stack(losses).mean(), list(leaves.values()))
+    for how in ("vmap", "loop"):
+        grads, value = Vectorised(learner, vectorise=how).outer_gradient(params, episodes, KEYS)
+        torch.testing.assert_close(list(grads.values()), list(expected))
+        torch.testing.assert_close(value, torch.stack(losses).mean().detach())
+
+
+def test_bfloat16_rounds_passes_but_not_weights(episodes: Episode) -> None:
+    learner = replace(learner_of(Mlp(6, 3, hidden=(8,))), model=Mlp(6, 3, hidden=(8,)))
+    halves = [half._replace(x=half.x.float()) for half in episodes]
+    single = Episode(*halves)
+    rough, exact = (run(Vectorised(learner, precision=p), single) for p in ("bf16", "fp32"))
+    assert {v.dtype for v in rough[0].values()} == {torch.float32}
+    torch.testing.assert_close(rough[0], exact[0], rtol=0, atol=0.05)
+    assert not torch.equal(rough[2].float(), exact[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"vectorise": "vmapp"}, r"unknown vectorisation 'vmapp'.*Did you mean 'vmap'"),
+        ({"precision": "bf61"}, r"unknown precision 'bf61'.*Did you mean 'bf16'"),
+    ],
+)
+def test_unknown_settings(settings: dict[str, str], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Vectorised(learner_of(Mlp(6, 3)), **settings)
+
+
+def test_unknown_normalisation_and_frozen_models() -> None:
+    with pytest.raises(InputError, match=r"unknown normalisation 'runing'.*'running'"):
+        learner_of(Mlp(6, 3), normalisation="runing")
+    with pytest.raises(InputError, match=r"without trainable parameters.*Unfreeze"):
+        learner_of(Mlp(6, 3).requires_grad_(False))
+
+
+def test_trees_of_tensors_keep_their_shape() -> None:
+    tree = {"a": (torch.zeros(2), Examples(*torch.ones(3, 2))), "b": {}}
+    found = map_tensors(torch.add, tree, tree)
+    assert found["b"] == {}
+    assert isinstance(found["a"][1], Examples)
+    assert found["a"][1].mask.tolist() == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_equals_eager(images: Episode) -> None:
+    learner = learner_of(Conv4(3, size=8, width=4))
+    eager, compiled = (run(Vectorised(learner, compile=c), images) for c in (False, True))
+    torch.testing.assert_close(compiled, eager, rtol=1e-8, atol=1e-10)

@@ -1,0 +1,328 @@
+"""What every learner promises, from one table.
+
+A new learner adds a row to `ROWS`. Tests ask the row, never a learner's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tegu import keys
+from tegu.datasets.classes import ClassDataset
+from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.episodes import Episode, Examples, select, stack
+from tegu.inner import Params
+from tegu.learners import LEARNERS, Learner
+from tegu.models import BatchNorm, Mlp
+from tegu.sampling import FewShotTasks
+
+N_WAY = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """A learner and its own promises.
+
+    Args:
+        make: the learner around a model of N_WAY outputs.
+        support_order_matters: whether another order of the support set may
+            change what is learnt.
+        renaming_permutes: whether renaming classes permutes the scores and
+            changes nothing else.
+    """
+
+    make: Callable[[nn.Module], Learner]
+    support_order_matters: bool
+    renaming_permutes: bool
+
+
+ROWS = {
+    "joint": Row(
+        lambda model: LEARNERS["joint"](
+            model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "reptile": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model, inner_steps=3, inner_batch=4, eval_steps=4, eval_batch=5, inner_lr=0.01
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "reptile, serial": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model, inner_steps=2, eval_steps=3, serial=True, inner_lr=0.01
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "reptile, sgd": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model,
+            inner_steps=2,
+            eval_steps=3,
+            inner_optimiser="sgd",
+            momentum=0.5,
+            inner_lr=0.1,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+}
+
+
+class Normed(nn.Module):
+    """Two layers with batch normalisation, a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.body = nn.Sequential(nn.Linear(6, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 8))
+        self.head = nn.Linear(8, N_WAY)
+        self.unused = nn.Parameter(torch.ones(2))
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+        self.body[3].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(F.relu(self.body(x)))
+        return out
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": lambda: Mlp(6, N_WAY, hidden=(8,)),
+    "normed": Normed,
+}
+
+
+@pytest.fixture(params=ROWS)
+def row(request: pytest.FixtureRequest) -> Row:
+    return ROWS[request.param]
+
+
+@pytest.fixture(params=MODELS)
+def learner(request: pytest.FixtureRequest, row: Row) -> Learner:
+    """In float64, so that another order of sums is no excuse."""
+    return row.make(MODELS[request.param]().double())
+
+
+@pytest.fixture
+def episodes(toy_data: ClassDataset) -> Episode:
+    """Four episodes, 3-way 3-shot, two queries a class."""
+    double = replace(toy_data, examples=toy_data.examples.double())
+    return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
+
+
+KEYS = keys.fold(keys.key(0, "contract"), torch.arange(4))
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a pytree, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda x: found.append(x) or x, tree)
+    return found
+
+
+def updated(engine: Vectorised, params: Params, episodes: Episode) -> Any:
+    """One outer step by the rule, or the outer gradient where there is no rule."""
+    if type(engine.learner).outer_update is None:
+        return engine.outer_gradient(params, episodes, KEYS)
+    return engine.outer_step(params, episodes, KEYS, outer_lr=0.5)
+
+
+def answers(engine: Vectorised, params: Params, episodes: Episode) -> Tensor:
+    """Adapts, as after meta-training, and answers the queries."""
+    return engine.predict(params, engine.adapt(params, episodes.support, KEYS), episodes.query)
+
+
+def trained(learner: Learner, episodes: Episode) -> Params:
+    """Parameters that are no longer the initial ones."""
+    params, engine = learner.init(), Vectorised(learner)
+    outer = engine.outer_state(params)
+    new: Params = engine.update(params, outer, episodes, KEYS, outer_lr=0.5)[0]
+    return new
+
+
+def test_every_learner_has_a_row() -> None:
+    named = {row.make(Mlp(6, N_WAY)).name for row in ROWS.values()}
+    assert named == set(LEARNERS)
+
+
+def test_the_same_input_and_key_give_the_same_bits(learner: Learner, episodes: Episode) -> None:
+    params = trained(learner, episodes)
+    for act in (updated, answers):
+        first = act(Vectorised(learner), params, episodes)
+        again = act(Vectorised(learner), params, episodes)
+        torch.testing.assert_close(again, first, rtol=0, atol=0)
+
+
+def test_arguments_and_model_are_unchanged(learner: Learner, episodes: Episode) -> None:
+    params = trained(learner, episodes)
+    model = {**learner.model.state_dict()}
+    before = map_tensors(Tensor.clone, (params, episodes, model, KEYS))
+    versions = [x._version for x in tensors((params, episodes, model))]
+    modes = [m.training for m in learner.model.modules()]
+    random = torch.get_rng_state()
+    engine = Vectorised(learner)
+    updated(engine, params, episodes)
+    state = engine.adapt(params, episodes.support, KEYS)
+    kept = map_tensors(Tensor.clone, state)
+    engine.predict(params, state, episodes.query)
+    torch.testing.assert_close(state, kept, rtol=0, atol=0)
+    torch.testing.assert_close((params, episodes, model, KEYS), before, rtol=0, atol=0)
+    assert [x._version for x in tensors((params, episodes, model))] == versions
+    assert [m.training for m in learner.model.modules()] == modes
+    assert all(p.grad is None for p in learner.model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_what_is_meta_learned_shares_no_memory_with_the_model(learner: Learner) -> None:
+    own = {p.data_ptr() for p in learner.model.parameters()}
+    assert own.isdisjoint(p.data_ptr() for p in learner.init().values())
+
+
+@pytest.mark.parametrize("normalisation", ["support", "transductive"])
+def test_episodes_at_once_equal_one_by_one(
+    learner: Learner, episodes: Episode, normalisation: str
+) -> None:
+    learner = replace(learner, normalisation=normalisation)
+    params = trained(learner, episodes)
+    together = answers(Vectorised(learner, vectorise="vmap"), params, episodes)
+    for t in range(4):
+        one = select(episodes, t)
+        state = learner.adapt(params, one.support, KEYS[t])
+        alone = learner.predict(params, state, one.query.x, one.query.mask)
+        torch.testing.assert_close(together[t], alone, rtol=1e-10, atol=1e-12)
+    for act in (updated, answers):
+        by = [act(Vectorised(learner, vectorise=how), params, episodes) for how in ("vmap", "loop")]
+        torch.testing.assert_close(by[0], by[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_device_are_kept(learner: Learner, episodes: Episode, dtype: torch.dtype) -> None:
+    learner.model.to(dtype)
+    halves = [half._replace(x=half.x.to(dtype)) for half in episodes]
+    episodes, params, engine = Episode(*halves), learner.init(), Vectorised(learner)
+    state = engine.adapt(params, episodes.support, KEYS)
+    made = [params, state, updated(engine, params, episodes), answers(engine, params, episodes)]
+    for x in tensors(tuple(made)):
+        assert x.device == episodes.support.x.device
+        assert x.dtype == dtype or not x.is_floating_point()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_gives_what_the_cpu_gives(learner: Learner, episodes: Episode) -> None:
+    params = trained(learner, episodes)
+    expected = answers(Vectorised(learner), params, episodes)
+    learner.model.cuda()
+    params, there = map_tensors(Tensor.cuda, (params, episodes))
+    state = Vectorised(learner).adapt(params, there.support, KEYS.cuda())
+    found = Vectorised(learner).predict(params, state, there.query)
+    assert found.is_cuda
+    torch.testing.assert_close(found.cpu(), expected)
+
+
+def test_padding_changes_nothing(learner: Learner, episodes: Episode) -> None:
+    """Episodes of 5, 8, 7 and 9 support rows and 4, 6, 3 and 5 queries in one batch."""
+    params, sizes = trained(learner, episodes), [(5, 4), (8, 6), (7, 3), (9, 5)]
+    ragged = []
+    for t, (n_support, n_query) in enumerate(sizes):
+        support, query = select(episodes, t)
+        # From the last row back, since the first rows are all of one class.
+        support = Examples(*(field[-n_support:] for field in support))
+        ragged.append(Episode(support, Examples(*(field[:n_query] for field in query))))
+    batch = stack(ragged)
+    noise = torch.full_like(batch.support.x, 100.0)
+    mask = batch.support.mask
+    x = torch.where(mask.unsqueeze(-1), batch.support.x, noise)
+    batch = Episode(batch.support._replace(x=x), batch.query)
+    for normalisation in ("support", "transductive"):
+        judge = replace(learner, normalisation=normalisation)
+        together = answers(Vectorised(judge, vectorise="vmap"), params, batch)
+        for t, one in enumerate(ragged):
+            state = judge.adapt(params, one.support, KEYS[t])
+            alone = judge.predict(params, state, one.query.x, one.query.mask)
+            torch.testing.assert_close(
+                together[t, : len(alone)], alone, rtol=1e-9, atol=1e-11, msg=normalisation
+            )
+    by = [updated(Vectorised(learner, vectorise=how), params, batch) for how in ("vmap", "loop")]
+    torch.testing.assert_close(by[0], by[1], rtol=1e-10, atol=1e-12)
+    dense = [updated_alone(learner, params, one, t) for t, one in enumerate(ragged)]
+    padded = [updated_alone(learner, params, select(batch, t), t) for t in range(4)]
+    torch.testing.assert_close(padded, dense, rtol=1e-9, atol=1e-11)
+
+
+def updated_alone(learner: Learner, params: Params, episode: Episode, t: int) -> Any:
+    """What one episode, in a batch of its own, makes of the parameters."""
+    batch, engine = stack([episode]), Vectorised(learner)
+    if type(learner).outer_update is None:
+        return engine.outer_gradient(params, batch, KEYS[t : t + 1])
+    return engine.outer_step(params, batch, KEYS[t : t + 1], outer_lr=0.5)
+
+
+def test_frozen_and_unused_parameters(row: Row, episodes: Episode) -> None:
+    """A frozen weight stays the model's own and an unused one as it was."""
+    learner = row.make(Normed().double())
+    params = learner.init()
+    assert "body.3.weight" not in params
+    new = trained(learner, episodes)
+    assert new.keys() == params.keys()
+    torch.testing.assert_close(new["unused"], params["unused"], rtol=0, atol=0)
+    before = answers(Vectorised(learner), new, episodes)
+    with torch.no_grad():
+        learner.model.body[3].weight.mul_(2)
+    assert not torch.allclose(answers(Vectorised(learner), new, episodes), before)
+
+
+def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episode) -> None:
+    """Under new parameters, and under the model's own they equal a plain call."""
+    x, model = episodes.query.x[0], learner.model
+    with torch.no_grad():
+        torch.testing.assert_close(learner.features(learner.init(), x), model.body(x))
+        new = trained(learner, episodes)
+        found = learner.features(new, x)
+        assert not torch.allclose(found, model.body(x))
+        names = dict(model.named_parameters())
+        for name, value in new.items():
+            if name in names:
+                names[name].copy_(value)
+        torch.testing.assert_close(found, model.body(x))
+    assert found.shape == (6, 8)
+
+
+def test_features_leave_the_buffers_of_a_users_model_alone(row: Row, episodes: Episode) -> None:
+    model = nn.Module()
+    model.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+    model.double()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    learner = row.make(model)
+    learner.features(learner.init(), episodes.query.x[0])
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+
+
+def test_support_order(row: Row, learner: Learner, episodes: Episode) -> None:
+    params = trained(learner, episodes)
+    back = Examples(*(field.flip(1) for field in episodes.support))
+    found = answers(Vectorised(learner), params, Episode(back, episodes.query))
+    expected = answers(Vectorised(learner), params, episodes)
+    same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert same != row.support_order_matters
+
+
+def test_renaming_classes(row: Row, learner: Learner, episodes: Episode) -> None:
+    params = trained(learner, episodes)
+    renamed = episodes.support._replace(y=(episodes.support.y + 1) % N_WAY)
+    found = answers(Vectorised(learner), params, Episode(renamed, episodes.query))
+    expected = answers(Vectorised(learner), params, episodes).roll(1, -1)
+    same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert same == row.renaming_permutes

@@ -1,0 +1,100 @@
+"""Random numbers by key: published constants, ranges, uniformity, independence of batching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import vmap
+
+from tegu import keys
+
+
+def test_the_first_words_of_splitmix64() -> None:
+    """The finaliser's published sequence from seed 0."""
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    gamma, words = 0x9E3779B97F4A7C15, []
+    for n in range(3):
+        words.append(int(keys.key(n * gamma)) % (1 << 64))
+    assert words == published
+
+
+def test_keys_name_a_path() -> None:
+    paths = [(), ("a",), ("b",), ("a", 0), ("a", 1), (0, "a"), (1,), ("a", "a")]
+    found = {int(keys.key(seed, *path)) for seed in (0, 1, -1, 2**63) for path in paths}
+    assert len(found) == 4 * len(paths)
+    assert int(keys.key(3, "a", 5)) == int(keys.fold(keys.key(3, "a"), 5))
+
+
+def test_fold_broadcasts() -> None:
+    many = keys.fold(keys.key(0), torch.arange(4))
+    assert many.tolist() == [int(keys.fold(keys.key(0), i)) for i in range(4)]
+    table = keys.fold(many.unsqueeze(-1), torch.arange(3))
+    assert table.shape == (4, 3)
+    assert int(table[2, 1]) == int(keys.fold(many[2], 1))
+    assert len(set(keys.fold(keys.key(0), torch.arange(100_000)).tolist())) == 100_000
+
+
+def test_bits_are_half_ones() -> None:
+    words = keys.bits(keys.key(0), 4096)
+    ones = torch.stack([(words >> i) & 1 for i in range(64)]).double().mean(1)
+    assert bool(((ones - 0.5).abs() < 5 * 0.5 / 64).all())  # 5 standard errors of 4096 coins
+
+
+def test_uniform_and_normal_have_their_moments() -> None:
+    n = 100_000
+    u, z = keys.uniform(keys.key(1), n, -2.0, 3.0), keys.normal(keys.key(2), n)
+    assert u.dtype == z.dtype == torch.float64
+    assert -2 <= float(u.min()) < -1.999
+    assert 2.999 < float(u.max()) < 3
+    assert float(u.mean()) == pytest.approx(0.5, abs=5 * (25 / 12 / n) ** 0.5)
+    assert float(z.mean()) == pytest.approx(0, abs=5 / n**0.5)
+    assert float(z.var()) == pytest.approx(1, abs=5 * (2 / n) ** 0.5)
+    assert float((z.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.008)
+    assert bool(z.isfinite().all())
+
+
+def test_permutations_are_uniform() -> None:
+    """Each of the six orders of three comes up a sixth of the time."""
+    orders = keys.permutation(keys.fold(keys.key(0), torch.arange(6000)), 3)
+    assert orders.sort(-1).values.unique(dim=0).tolist() == [[0, 1, 2]]
+    found, counts = orders.unique(dim=0, return_counts=True)
+    assert len(found) == 6
+    assert bool(((counts - 1000).abs() < 5 * 30).all())  # 30: a little above one deviation
+
+
+def test_distinct_is_a_uniform_draw_in_random_order() -> None:
+    """Each of the 20 ordered pairs out of five comes up a twentieth of the time."""
+    pairs = keys.distinct(keys.fold(keys.key(0), torch.arange(20_000)), 5, 2)
+    found, counts = pairs.unique(dim=0, return_counts=True)
+    assert len(found) == 20
+    assert bool((found[:, 0] != found[:, 1]).all())
+    assert bool(((counts - 1000).abs() < 5 * 32).all())
+
+
+def test_distinct_takes_a_population_for_each_key() -> None:
+    population = torch.tensor([3, 4, 1000, 10**12])
+    drawn = keys.distinct(keys.fold(keys.key(0), torch.arange(4)), population, 3)
+    assert sorted(drawn[0].tolist()) == [0, 1, 2]
+    for row, size in zip(drawn.tolist(), population.tolist(), strict=True):
+        assert len(set(row)) == 3
+        assert all(0 <= item < size for item in row)
+    assert int(drawn[3].max()) > 10**6
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda k: keys.bits(k, 5),
+        lambda k: keys.uniform(k, 5),
+        lambda k: keys.normal(k, 5),
+        lambda k: keys.permutation(k, 5),
+        lambda k: keys.distinct(k, 9, 5),
+    ],
+    ids=["bits", "uniform", "normal", "permutation", "distinct"],
+)
+def test_a_key_draws_the_same_alone_in_a_batch_and_under_vmap(draw) -> None:
+    many = keys.fold(keys.key(0), torch.arange(7))
+    alone = torch.stack([draw(one) for one in many])
+    torch.testing.assert_close(draw(many), alone, rtol=0, atol=0)
+    torch.testing.assert_close(vmap(draw)(many), alone, rtol=0, atol=0)
+    assert len(alone.unique(dim=0)) == 7

@@ -1,0 +1,260 @@
+"""Result documents, tables and pictures: what they hold, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tegu import report
+from tegu.engine.evaluate import Result
+from tegu.errors import InputError
+
+ONE = Result("accuracy", 0.9541, 0.0012, 10_000, "meta_test", "support")
+TRAINING = {"seconds": 3725.0, "meta_iterations": 100, "peak_bytes": 1 << 30}
+TIMING = dict.fromkeys(report.TIMING, 2.0) | {"work": "a|b", "rival": "loop", "precision": "fp32"}
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    """One figure of accuracy."""
+    cells = [
+        report.cell(
+            ONE, published=0.9539, source="p", data="omniglot", n_way=5, n_shot=1, n_query=1
+        )
+    ]
+    return report.result_document(
+        name="one", command="tegu reproduce one", seed=3, training=TRAINING, cells=cells
+    )
+
+
+def test_a_document_has_the_keys_that_readers_expect(
+    document: dict[str, Any], tmp_path: Path
+) -> None:
+    assert list(document) == (
+        ["name", "command", "commit", "seed", "versions", "hardware", "training", "cells"]
+    )
+    assert set(document["versions"]) == {"python", "torch", "numpy", "tegu"}
+    assert set(document["hardware"]) == {"cpu", "cores", "threads", "memory_bytes", "gpu"}
+    (cell,) = document["cells"]
+    assert cell == {
+        "protocol": {
+            "data": "omniglot",
+            "split": "meta_test",
+            "n_way": 5,
+            "n_shot": 1,
+            "n_query": 1,
+            "normalisation": "support",
+        },
+        "metric": "accuracy",
+        "value": 0.9541,
+        "ci95": 0.0012,
+        "episodes": 10_000,
+        "published": 0.9539,
+        "source": "p",
+    }
+    report.write_result(tmp_path / "results" / "one.json", document)
+    assert json.loads((tmp_path / "results" / "one.json").read_text()) == document
+
+
+def test_protocol_keys_that_make_no_sense_are_left_out() -> None:
+    wave = Result("mse", 0.05, 0.01, 1000, "meta_test", "none")
+    cell = report.cell(wave, data="sinusoids", n_way=None, n_shot=10)
+    assert cell["protocol"] == {"data": "sinusoids", "split": "meta_test", "n_shot": 10}
+    assert cell["published"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda d: d["cells"][0].update(value=95.4), "value of cell 0 is 95.4; .* from 0 to 1"),
+        (lambda d: d["cells"][0].update(published=98), "published of cell 0 is 98; .*per cent"),
+        (lambda d: d["cells"][0].update(ci95=-0.1), "ci95 of cell 0 is -0.1; expected 0 or more"),
+        (lambda d: d["cells"][0].update(value=math.nan), "value of cell 0 is nan; .*finite"),
+        (lambda d: d["cells"][0].update(value="0.9"), "value of cell 0 is '0.9'; .*finite"),
+        (lambda d: d["cells"][0].pop("source"), "cell 0 lacks source; expected the keys protocol"),
+        (lambda d: d["cells"][0]["protocol"].update(nway=5), "'nway'; .*Did you mean 'n_way'"),
+        (lambda d: d.update(note=""), "the document has the unknown note"),
+        (lambda d: d["training"].pop("seconds"), "its training lacks seconds"),
+        (lambda d: d["cells"].clear(), "'one' has no cells"),
+    ],
+)
+def test_bad_documents_are_not_written(
+    document: dict[str, Any], change: Any, text: str, tmp_path: Path
+) -> None:
+    bad = copy.deepcopy(document)
+    change(bad)
+    with pytest.raises(InputError, match=text):
+        report.write_result(tmp_path / "bad.json", bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commit_is_that_of_the_packages_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None outside a checkout and in one that does not track the file; else its head."""
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        done = subprocess.run(
+            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    own = tmp_path / "report.py"
+    own.write_text("1\n")
+    monkeypatch.setattr(report, "__file__", str(own))
+    assert report.commit() is None
+    git("init")
+    git("commit", "--allow-empty", "-m", "somebody else's work")
+    assert report.commit() is None
+    git("add", "report.py")
+    git("commit", "-m", "first")
+    assert report.commit() == git("rev-parse", "HEAD")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("words")
+    assert report.commit() == git("rev-parse", "HEAD")
+    own.write_text("2\n")
+    assert report.commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_tables(document: dict[str, Any]) -> None:
+    document["commit"] = "0123456789abcdef"
+    text = report.markdown_table(document)
+    assert text.splitlines()[:3] == [
+        "| data | split | way | shot | query | normalisation | episodes | accuracy | published |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| omniglot | meta_test | 5 | 1 | 1 | support | 10,000 | 95.41 ± 0.12 % | 95.39 % |",
+    ]
+    assert "`tegu reproduce one`; seed 3; commit 0123456789ab; torch" in text
+    assert "training 1 h 02 min." in text
+    wave = report.cell(Result("mse", 0.0512, 0.0034, 1000, "meta_test", "none"), learner="joint")
+    lines = report.table([*document["cells"], wave]).splitlines()
+    assert lines[2].split() == ["joint", "meta_test", "1,000", "mse", "0.0512", "±", "0.0034"]
+    assert lines[1].index("95.41") == lines[2].index("0.0512")
+
+
+def test_timings_have_a_table_too(document: dict[str, Any]) -> None:
+    document["cells"] = [TIMING]
+    assert "| a\\|b | loop | fp32 | 2 | 2 | 2.00 (2.00 to 2.00) | 200 % |" in (
+        report.markdown_table(document)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(41.2, "41 s"), (725, "12 min"), (3590, "1 h 00 min"), (4080, "1 h 08 min")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    """Metrics of a run in which the last validation is missing."""
+    return [
+        {
+            "iteration": 10 * i,
+            "loss": 1 / i,
+            "validation": None if i == n else 1 - 0.8 / i,
+            "seconds": i,
+        }
+        for i in range(1, n + 1)
+    ]
+
+
+def looks_drawn(path: Path, size: tuple[float, float], colours: list[str]) -> None:
+    """A PNG of `size` inches with each of the colours, and with its margin left free."""
+    image = Image.open(path)
+    assert image.format == "PNG"
+    assert image.size == pytest.approx([150 * side for side in size], abs=1)
+    pixels = torch.tensor(list(image.convert("RGB").tobytes())).reshape(*image.size[::-1], 3)
+    for colour in colours:
+        rgb = torch.tensor([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        assert int((pixels == rgb).all(-1).sum()) > 40, f"{path.name} has no {colour}"
+    rim = torch.cat([pixels[:4].flatten(0, 1), pixels[-4:].flatten(0, 1)])
+    rim = torch.cat([rim, pixels[:, :4].flatten(0, 1), pixels[:, -4:].flatten(0, 1)])
+    assert int(rim.min()) == 255, f"something of {path.name} is cut off"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_learning_curve(tmp_path: Path) -> None:
+    path = tmp_path / "curve.png"
+    report.learning_curve(rows(40), path, title="It learns", chance=0.2)
+    looks_drawn(path, (7.5, 4.8), [report.BLUE, report.FAINT])
+    report.learning_curve(rows(1), path, title="Loss alone", metric="mse")
+    looks_drawn(path, (7.5, 3.2), [report.FAINT])
+    with pytest.raises(InputError, match="no metrics; expected one row or more"):
+        report.learning_curve([], path, title="Nothing")
+
+
+def test_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "bars.png"
+    bars = [("chance", 0.2, 0.0), ("from scratch, on the support set alone", 0.4, 0.01)]
+    report.comparison([*bars, ("Reptile", 0.99, 0.004)], path, title="It " + "really " * 20)
+    looks_drawn(path, (7.5, 1.25 + 0.48 * 3), [report.BLUE])
+    with pytest.raises(InputError, match=r"value of 'chance' is 20; .* from 0 to 1"):
+        report.comparison([("chance", 20, 0)], path, title="Per cent")
+    with pytest.raises(InputError, match="interval of 'a' is -1; expected 0 or more"):
+        report.comparison([("a", 2, -1)], path, title="Negative", metric="mse")
+    with pytest.raises(InputError, match="no rows to compare"):
+        report.comparison([], path, title="Nothing")
+
+
+def test_episode(tmp_path: Path) -> None:
+    path = tmp_path / "episode.png"
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    names, labels = ["owl", "a long name indeed"], torch.tensor([0, 1, 1, 0])
+    asked = [names[i] for i in labels]
+    said = [*asked[:3], names[1]]
+    report.episode(images[:2], names, images, asked, said, path, title="Two classes")
+    looks_drawn(path, (1.15 + 2.6, 0.95 + 1.32 * 3), [report.GREEN, report.RED])
+    report.episode(images, labels, images.expand(4, 3, 8, 8), labels, labels, path, title="Right")
+    looks_drawn(path, (1.15 + 2.6, 0.95 + 1.32 * 4), [report.GREEN])
+    with pytest.raises(InputError, match=r"query images of shape \(4, 1, 8, 8\) with 3 labels"):
+        report.episode(images, labels, images, labels, labels[:3], path, title="Short")
+    with pytest.raises(InputError, match="label 1 has no support image; expected one of 0"):
+        report.episode(images[:1], [0], images, labels, labels, path, title="Stray")
+
+
+def test_sinusoid_fit(tmp_path: Path) -> None:
+    path = tmp_path / "fit.png"
+    x = torch.linspace(-5, 5, 50).expand(4, 50)
+    y = torch.arange(1, 5)[:, None] * torch.sin(x)
+    fits = [("before", 0 * y), ("after 32 steps", (0.9 * y).unsqueeze(-1))]
+    report.sinusoid_fit(x, y, x[:, ::9], y[:, ::9], fits, path, title="It fits")
+    looks_drawn(path, (2.9 * 3 + 1.5, 0.85 + 2.5 * 2), [report.BLUE, report.RED])
+    report.sinusoid_fit(x[0], y[0], x[0, ::9], y[0, ::9], [], path, title="A wave")
+    looks_drawn(path, (6.5, 0.85 + 2.5), ["#C4C4C4"])
+    short = [("before", y[:, 1:])]
+    with pytest.raises(InputError, match=r"fit 'before' of shape \(4, 49\) beside \(4, 50\)"):
+        report.sinusoid_fit(x, y, x[:, ::9], y[:, ::9], short, path, title="Short")
+
+
+def test_pictures_leave_matplotlib_as_it_was_and_load_it_late(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 7.0, "axes.grid": False}):
+        before = dict(matplotlib.rcParams)
+        report.comparison([("a", 0.5, 0.1)], tmp_path / "a.png", title="One")
+        assert dict(matplotlib.rcParams) == before
+    code = "import sys, tegu.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_labels_keep_apart_and_in_order() -> None:
+    moved = report._apart([0.0, 0.05, 3.0, 0.1], 1.0)
+    order = [moved[i] for i in (0, 1, 3, 2)]
+    assert all(b - a > 0.99 for a, b in itertools.pairwise(order))
+    assert report._apart([0.0, 2.0], 1.0) == [0.0, 2.0]
