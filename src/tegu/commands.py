@@ -52,6 +52,14 @@ def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outco
     folder = arguments.run or Path("runs") / name
     params, last, pictures = _train(job, folder, resume=arguments.resume)
     cells = _score(job, params)
+    if job.recipe.beside:
+        cells = _labelled(cells, job)
+        for other in _beside(job, arguments, overrides):
+            # Inside the folder of the run that it belongs to.
+            learned, _, more = _train(other, folder / other.recipe.name, resume=arguments.resume)
+            cells += _labelled(_score(other, learned), other)
+            pictures += more
+        pictures.append(_picture_cells(job, cells, folder / "comparison.png"))
     shared = Path("benchmarks/results")
     output = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
     document = report.result_document(
@@ -64,6 +72,32 @@ def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outco
     report.write_result(output, document)
     text = [report.table(cells), *_listed(pictures), f"result: {output}"]
     return document, "\n".join(text)
+
+
+def _beside(job: Job, arguments: argparse.Namespace, overrides: dict[str, Any]) -> list[Job]:
+    """The recipes beside this one, under the same settings but for the network and the learner."""
+    shared = {k: v for k, v in overrides.items() if k.split(".")[0] not in ("model", "learner")}
+    shared.pop("train.outer_lr", None)
+    return [Job(recipes.load(name, shared), arguments.data_dir) for name in job.recipe.beside]
+
+
+def _labelled(cells: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]:
+    name = job.recipe.learner["name"]
+    return [{**one, "protocol": {**one["protocol"], "learner": name}} for one in cells]
+
+
+def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
+    rows = [(one["protocol"]["learner"], one["value"], one["ci95"]) for one in cells]
+    metric = job.score[1]
+    report.comparison(
+        rows,
+        path,
+        title=job.recipe.title,
+        metric=metric,
+        label=f"{metric} on unseen tasks",
+        highlight=rows[0][0],
+    )
+    return path
 
 
 def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:

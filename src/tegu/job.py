@@ -109,7 +109,8 @@ class Job:
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
-        return cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
+        learner = cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
+        return learner.for_ways(train.n_way)
 
     def engine(self, learner: Learner, *, steps: int) -> Vectorised:
         """The learner vectorised; compiled where `steps` inner steps repay it."""

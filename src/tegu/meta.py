@@ -72,23 +72,24 @@ class MetaLearned:
             )
         support = Examples.dense(inputs, targets)
         key = keys.key(seed, "adapt", device=inputs.device)
+        learner = self.learner.for_ways(len(labels)) if labels else self.learner
         with torch.no_grad():
             try:
-                probe = self.learner.forward(_weights(self.params), inputs[:1])
+                width = learner.forward(_weights(self.params), inputs[:1]).shape[-1]
             except RuntimeError as failure:
                 raise InputError(
                     f"x has shape {tuple(inputs.shape)}",
                     "inputs of the shape that the model was trained on",
                     f"Reshape them; the model said: {str(failure).splitlines()[0]}",
                 ) from failure
-            if len(labels) > probe.shape[-1]:
+            if learner is self.learner and len(labels) > width:
                 raise InputError(
-                    f"{len(labels)} classes for a model with {probe.shape[-1]} outputs",
-                    f"at most {probe.shape[-1]} classes",
+                    f"{len(labels)} classes for a model with {width} outputs",
+                    f"at most {width} classes",
                     "Meta-train with a larger n_way.",
                 )
-            state = self.learner.adapt(self.params, support, key)
-        return Adapted(self.learner, self.params, state, labels)
+            state = learner.adapt(self.params, support, key)
+        return Adapted(learner, self.params, state, labels)
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""

@@ -125,3 +125,24 @@ def test_gradients_are_right(make: Callable[[], nn.Module]) -> None:
 
     assert torch.autograd.gradcheck(forward, x)
     assert torch.autograd.gradgradcheck(forward, x)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_derivatives_of_both_orders(masked: bool) -> None:
+    """Against finite differences: the variance is written so that a gradient is cheap."""
+    layer, x = randomised(BatchNorm(2)), draw(5, 3, 2).requires_grad_()
+    mask = torch.tensor([True, True, False, True, True]) if masked else None
+
+    def run(x: Tensor) -> Tensor:
+        with statistics("batch", mask, foreign=False):
+            out: Tensor = layer(x)
+        return out
+
+    assert torch.autograd.gradcheck(run, (x,))
+    assert torch.autograd.gradgradcheck(run, (x,))
+
+
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    layer, x = BatchNorm(3), draw(50, 3).float()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x + 1000), layer(x), rtol=0, atol=1e-3)

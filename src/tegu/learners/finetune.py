@@ -110,7 +110,7 @@ class FineTune(Learner):
             "inner": inner if self.carry else self.optimiser.init(weights),
             "order": cycle(key, support.mask, batch=batch, steps=steps),
             "loss": torch.zeros((), device=support.x.device, dtype=support.x.dtype),
-            "support": (support.x, support.mask) if self.uses_statistics() else (),
+            "support": self.kept(support),
         }
 
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:

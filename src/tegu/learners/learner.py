@@ -15,7 +15,7 @@ knows the engine, and no function changes its arguments or the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +60,11 @@ class Learner:
                 "at least one parameter that requires a gradient",
                 "Unfreeze the layers that tasks should share.",
             )
+
+    def for_ways(self, n_way: int) -> Learner:
+        """The learner for tasks of n_way classes: itself, unless it has a setting `n_way`."""
+        own = any(f.name == "n_way" for f in fields(self))
+        return replace(self, n_way=n_way) if own else self  # type: ignore[call-arg]
 
     # What is meta-learned?
 
@@ -112,10 +117,10 @@ class Learner:
 
     outer_update: ClassVar[Callable[..., Params] | None] = None
 
-    def features(self, params: Params, x: Tensor) -> Tensor:
+    def features(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D), by `model.body`.
 
-        Batch normalisation sees these inputs together, or the buffers under "running".
+        Batch normalisation sees the rows that `mask` marks, or the buffers under "running".
         """
         if not callable(getattr(self.model, "body", None)):
             raise InputError(
@@ -125,7 +130,7 @@ class Learner:
             )
         known = {name for name, _ in self.model.named_parameters()}
         inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        return self._call(_Body(self.model), inside, x, None)
+        return self._call(_Body(self.model), inside, x, mask)
 
     # Helpers for algorithms.
 
@@ -148,19 +153,26 @@ class Learner:
         layers = [m for m in self.model.modules() if isinstance(m, BatchNorm)]
         return bool(layers or converted(self.model)) and self.normalisation != "running"
 
-    def answer(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
-        """Outputs for queries under the learner's normalisation, from adapted `params`.
+    def kept(self, support: Examples) -> tuple[Tensor, ...]:
+        """What a state must hold of the support set for `answer`: (x, mask), or nothing."""
+        return (support.x, support.mask) if self.uses_statistics() else ()
+
+    def answer(
+        self, params: Params, state: State, query: Tensor, mask: Tensor, *, features: bool = False
+    ) -> Tensor:
+        """Outputs for queries, or their features, under the learner's normalisation.
 
         "support" passes each query through the model alone with the support set,
-        which `state["support"]` then holds as (x, mask).
+        which `state["support"]` then holds as (x, mask): see `kept`.
         """
+        run = self.features if features else self.forward
         if self.normalisation != "support" or not self.uses_statistics():
-            return self.forward(params, query, mask)
+            return run(params, query, mask)
         support_x, support_mask = state["support"]
         seen = torch.cat([support_mask, support_mask.new_ones(1)])
 
         def alone(item: Tensor) -> Tensor:
-            return self.forward(params, torch.cat([support_x, item[None]]), seen)[-1]
+            return run(params, torch.cat([support_x, item[None]]), seen)[-1]
 
         # One after another: a support set for each query at once would not fit the caches.
         return torch.stack([alone(item) for item in query])

@@ -43,18 +43,40 @@ class BatchNorm(nn.Module):
         """Shape (B, ..., C) to the same shape."""
         x = x.to(self.weight.dtype)
         mean, var = _moments(x, _mask[-1], channel=-1)
-        return (x - mean) * (torch.rsqrt(var + self.eps) * self.weight) + self.bias
+        return _affine(x, mean, var, self.weight, self.bias, self.eps)
 
 
 def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(x.ndim) if axis != channel % x.ndim]
     if mask is None:
-        mean = x.mean(axes, keepdim=True)
-        return mean, (x - mean).square().mean(axes, keepdim=True)
-    weight = mask.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-    weight = weight / weight.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
+        weight = torch.full((), x.shape[channel] / x.numel(), dtype=x.dtype, device=x.device)
+    else:
+        weight = mask.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        weight = weight / weight.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
     mean = (x * weight).sum(axes, keepdim=True)
-    return mean, ((x - mean).square() * weight).sum(axes, keepdim=True)
+    # E (x - c)^2 - (mean - c)^2 is the variance for any constant c, and so are all its
+    # derivatives; with c the mean itself, no digits cancel and a gradient needs no third pass.
+    centre = mean.detach()
+    var = ((x - centre).square() * weight).sum(axes, keepdim=True) - (mean - centre).square()
+    return _per_channel(mean, var)
+
+
+def _affine(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, as one product and one sum."""
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    scale, shift = _per_channel(scale, shift)
+    return x * scale + shift
+
+
+def _per_channel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The same two tensors: stacked, a compiler computes them once a channel, not an element."""
+    flat = torch.cat([a.reshape(-1), b.reshape(-1)])
+    first, second = flat.chunk(2)
+    return first.view(a.shape), second.view(b.shape)
 
 
 class _Foreign(TorchFunctionMode):
@@ -80,10 +102,11 @@ class _Foreign(TorchFunctionMode):
             mean, var = given["mean"].reshape(shape), given["var"].reshape(shape)
         else:
             mean, var = _moments(x, _mask[-1], channel=1)
-        out = (x - mean) * torch.rsqrt(var + given.get("eps", 1e-5))
-        if given.get("weight") is not None:
-            out = out * given["weight"].reshape(shape)
-        return out if given.get("bias") is None else out + given["bias"].reshape(shape)
+        weight, bias = (
+            None if given.get(name) is None else given[name].reshape(shape)
+            for name in ("weight", "bias")
+        )
+        return _affine(x, mean, var, weight, bias, given.get("eps", 1e-5))
 
 
 def converted(model: nn.Module) -> list[str]:

@@ -103,6 +103,7 @@ class Recipe:
     name: str
     title: str = ""
     source: str = ""
+    beside: tuple[str, ...] = ()  # recipes whose figures belong into the same result
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     learner: dict[str, Any] = field(default_factory=dict)
@@ -171,18 +172,31 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     for name in raw:
         if name not in {f.name for f in fields(Recipe)}:
             raise unknown("key", name, [f.name for f in fields(Recipe)])
-    values = {k: raw[k] for k in ("name", "title", "source") if k in raw}
+    values: dict[str, Any] = {
+        k: _typed(k, raw[k], "str") for k in ("name", "title", "source") if k in raw
+    }
+    values["beside"] = _beside(raw.get("beside", []))
     for name, cls in SECTIONS.items():
         values[name] = _section(name, cls, raw.get(name, {}))
     values["learner"] = _learner(raw.get("learner", {}))
     return Recipe(**values)
 
 
+def _beside(given: Any) -> tuple[str, ...]:
+    if not isinstance(given, (list, tuple)):
+        raise InputTypeError(f"beside is {given!r}", "a list of recipes", "Write it as such.")
+    for name in given:
+        if name not in names():
+            raise unknown("recipe", name, names())
+    return tuple(given)
+
+
 def _learner(table: dict[str, Any]) -> dict[str, Any]:
     name = table.get("name", "reptile")
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS)
-    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ("model", "loss")}
+    # These come from the other sections.
+    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ("model", "loss", "n_way")}
     settings = {k: v for k, v in table.items() if k != "name"}
     values = {k: f.default for k, f in known.items()}
     for key, value in settings.items():

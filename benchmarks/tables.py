@@ -1,0 +1,70 @@
+"""Writes the tables and pictures of the documents from the result files.
+
+    python benchmarks/tables.py           # rewrite them
+    python benchmarks/tables.py --check   # say which differ, and exit with 1
+
+A table stands between `<!-- table: NAME -->` and `<!-- /table -->`, where NAME
+is a file in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tegu import report
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "docs/*.md")
+TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.S)
+
+
+def result(name: str) -> dict[str, Any]:
+    """One file of benchmarks/results."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    return found
+
+
+def filled(text: str) -> str:
+    """A document with each table made anew."""
+    return TABLE.sub(lambda m: m[1] + report.markdown_table(result(m[2])) + m[3], text)
+
+
+def draw() -> None:
+    """The pictures that are made from result files."""
+    document = result("quickstart")
+    names = ["chance", *(one["protocol"]["learner"] for one in document["cells"])]
+    figures = [(1 / document["cells"][0]["protocol"]["n_way"], 0.0)]
+    figures += [(one["value"], one["ci95"]) for one in document["cells"]]
+    rows = [(name, *figure) for name, figure in zip(names, figures, strict=True)]
+    report.comparison(
+        rows,
+        ROOT / "docs/images/quickstart.png",
+        title="Unseen characters, 5-way 1-shot: what meta-learning adds",
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    arguments = parser.parse_args()
+    stale = []
+    for path in sorted(p for pattern in DOCUMENTS for p in ROOT.glob(pattern)):
+        text = path.read_text()
+        if (new := filled(text)) != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not arguments.check:
+                path.write_text(new)
+    if arguments.check:
+        print("\n".join(f"differs from the result files: {name}" for name in stale))
+        return 1 if stale else 0
+    draw()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
