@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     made["quickstart"].add_argument(
         "--run", type=Path, metavar="DIR", help="folder to write to (default: a new one in runs/)"
     )
+    made["quickstart"].add_argument(
+        "--output", type=Path, metavar="FILE", help="result file (default: in that folder)"
+    )
     train = made["train"]
     train.add_argument("recipe", nargs="?", default="reptile-glyphs", help="name, or a TOML file")
     for flag, text in {

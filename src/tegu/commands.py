@@ -176,7 +176,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     """Meta-learning next to learning from scratch, on characters nobody has shown it."""
     job = Job(recipes.load("reptile-glyphs", overrides), arguments.data_dir)
     folder = arguments.run or _new_folder(Path("runs") / "quickstart")
-    params, _, pictures = _train(job, folder, resume=False)
+    params, last, pictures = _train(job, folder, resume=False)
     cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
     learner: Any = job.learner
     fresh = learner.init()
@@ -208,6 +208,17 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     cells = [
         report.cell(row, **{**protocol, "learner": labels[name]}) for name, row in rows.items()
     ]
+    output = arguments.output or folder / "quickstart.json"
+    report.write_result(
+        output,
+        report.result_document(
+            name="quickstart",
+            command=f"tegu quickstart{_settings(arguments)}",
+            seed=job.recipe.train.seed,
+            training=_training(last),
+            cells=cells,
+        ),
+    )
     document = {
         "chance": chance,
         **{name: row.value for name, row in rows.items()},
@@ -217,12 +228,14 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
         "protocol": {**protocol, "split": after.split, "normalisation": after.normalisation},
         "run": str(folder),
         "pictures": [str(path) for path in pictures],
+        "result": str(output),
     }
     lines = [
         f"{way}-way {cell.n_shot}-shot on {after.episodes} tasks of unseen characters",
         f"chance: {chance:.1%}",
         report.table(cells),
         *_listed(pictures),
+        f"result: {output}",
         f"next: tegu info {folder}, tegu train --help, tegu recipes",
     ]
     return document, "\n".join(lines)

@@ -1,0 +1,35 @@
+"""The examples run, and show what they claim."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "examples"
+
+
+def example(name: str) -> Any:
+    """The module of one script."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_has_a_test() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == {"new_task", "own_data"}
+
+
+@pytest.mark.slow
+def test_a_new_task() -> None:
+    assert example("new_task").main() > 0.6  # chance is 0.2
+
+
+def test_own_data_and_model() -> None:
+    before, after = example("own_data").main(meta_iterations=100)
+    assert after > before + 0.1
