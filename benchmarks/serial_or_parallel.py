@@ -51,7 +51,9 @@ def pooled(results: list[Result]) -> Result:
         (one.ci95 / 1.96) ** 2 * one.episodes**2 + one.episodes * (one.value - value) ** 2
         for one in results
     )
-    return replace(results[0], value=value, episodes=episodes, ci95=1.96 * math.sqrt(squares) / episodes)
+    return replace(
+        results[0], value=value, episodes=episodes, ci95=1.96 * math.sqrt(squares) / episodes
+    )
 
 
 def main() -> None:

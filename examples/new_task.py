@@ -1,6 +1,6 @@
 """Meta-learn on characters, then learn a task of your own from arrays and names.
 
-    python examples/new_task.py
+python examples/new_task.py
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import re
@@ -32,6 +33,12 @@ def test_the_two_phases_of_the_readme() -> None:
     exec(code.replace("meta_iterations=600", "meta_iterations=2"), names)
     assert set(names["task"].predict(names["new_images"])) <= {"cat", "dog", "owl"}
     assert names["task"].predict_proba(names["new_images"]).shape == (2, 3)
+
+
+def test_how_it_works() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/how-it-works.md"), module_relative=False)
+    assert not failed
+    assert tried >= 9
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ class Progress:
         iteration: meta-iterations done.
         total: meta-iterations asked for.
         loss: mean training loss since the last report.
-        seconds: of training so far, earlier sessions of the run included.
+        seconds: of meta-training so far, earlier sessions of the run included and
+            validation left out.
         validation: latest validation figure, if any.
     """
 
@@ -263,7 +264,9 @@ def meta_train(
             last = report.iteration == settings.meta_iterations
             every = settings.validate_every
             if validate and every and (report.iteration % every == 0 or last):
+                paused = time.monotonic()
                 report.validation = validate(params)
+                started += time.monotonic() - paused
             if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
                 report.loss = float(torch.stack(losses).mean())
                 if not torch.isfinite(torch.tensor(report.loss)):

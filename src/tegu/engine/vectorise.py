@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import unknown
@@ -45,11 +46,60 @@ def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of nested dicts and tuples, in the order of `map_tensors`."""
+    found: list[Tensor] = []
+
+    def keep(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    map_tensors(keep, tree)
+    return found
+
+
+def like(tree: Any, tensors: Iterable[Tensor]) -> Any:
+    """A tree of the same shape with these tensors in it."""
+    left = iter(tensors)
+    return map_tensors(lambda _: next(left), tree)
+
+
 @contextmanager
 def _precision(name: str, device: torch.device) -> Iterator[None]:
     context: Any = torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
     with context:
         yield
+
+
+class Compiled:
+    """A function of nested tensors, compiled for each signature that it is called with.
+
+    It is traced to a graph of tensor operations first. The graph holds no module and no
+    setting, so that a call checks its tensors' shapes and nothing else.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
+
+    def __call__(self, *trees: Any) -> Any:
+        leaves = tensors_of(trees)
+        signature = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        if signature not in self._programs:
+            self._programs[signature] = self._compiled(trees, leaves)
+        program, shape = self._programs[signature]
+        return like(shape, program(*leaves))
+
+    def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
+        shape: Any = None
+
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            nonlocal shape
+            shape = self.function(*like(trees, leaves))
+            return tensors_of(shape)
+
+        graph = make_fx(flat)(*leaves)
+        return torch.compile(graph, dynamic=False), shape
 
 
 class Vectorised:
@@ -77,8 +127,7 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        step = self._step
-        self._fast_step = torch.compile(step, dynamic=False) if compile else step
+        self._fast_step = Compiled(self._step) if compile else self._step
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):

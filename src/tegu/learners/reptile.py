@@ -66,7 +66,7 @@ class Reptile(FineTune):
         """
         weights, inner = split(params)
         new = {
-            name: w + outer_lr * (states["weights"][name].mean(0) - w)
+            name: torch.lerp(w, states["weights"][name].mean(0), outer_lr)
             for name, w in weights.items()
         }
         if self.carry:
@@ -83,16 +83,15 @@ class Reptile(FineTune):
         k updates take a mean square v to a v + c with a = decay^k. Each task
         tells its c; T tasks in turn give a^T v + sum of a^(T-1-t) c_t.
         """
-        decay = self.optimiser.decay()
-        out = {}
+        out, n, powers = {}, len(states["loss"]), {}
+        for kind, decay in self.optimiser.decay().items():
+            a = decay**self.inner_steps
+            powers[kind] = a, states["loss"].new_tensor([a ** (n - 1 - t) for t in range(n)])
         for name, before in inner.items():
             after: Tensor = states["inner"][name]
-            n = len(after)
             if name == "step":
                 out[name] = before + (after - before).sum()
                 continue
-            a = decay[name.split("/")[0]] ** self.inner_steps
-            powers = torch.tensor([a ** (n - 1 - t) for t in range(n)], dtype=after.dtype)
-            powers = powers.to(after.device).reshape(-1, *[1] * before.ndim)
-            out[name] = a**n * before + (powers * (after - a * before)).sum(0)
+            a, weights = powers[name.split("/")[0]]
+            out[name] = a**n * before + torch.tensordot(weights, after - a * before, 1)
         return out

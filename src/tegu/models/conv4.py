@@ -54,6 +54,9 @@ class StridedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, H, W, in) to (B, ceil(H/2), ceil(W/2), out)."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            x = x.to(torch.get_autocast_dtype(kind))  # rounded once, not in each of nine copies
         columns = patches(x)
         return (columns.flatten(0, 2) @ self.weight).reshape(*columns.shape[:3], -1)
 
