@@ -37,23 +37,30 @@ def bar(title: str, total: int, *, unit: str) -> Iterator[Tell]:
         with _rich_bar(title, total, unit) as tell:
             yield tell
         return
-    start, next_line = time.monotonic(), 0.0
-    first: list[int] = []
+    say(f"{title}: {total:,} {unit}")
+    yield _lines(title, total, unit)
+
+
+def _lines(title: str, total: int, unit: str) -> Tell:
+    """Speed and time left count from the first report: a resumed run begins in the middle."""
+    first: list[tuple[int, float]] = []
+    next_line = 0.0
 
     def tell(done: int, note: str = "") -> None:
         nonlocal next_line
-        first.append(done) if not first else None
-        now = time.monotonic() - start
-        share = done / total
+        now, share = time.monotonic(), done / total
+        if not first:
+            first.append((done, now))
         if share < next_line and done < total:
             return
         next_line = int(share * 10) / 10 + 0.1
-        speed = (done - first[0]) / now if now > 0 else 0.0
+        passed = now - first[0][1]
+        speed = (done - first[0][0]) / passed if passed > 0 else 0.0
+        shown = f", {speed:.1f}/s" if speed else ""
         left = f", {_clock((total - done) / speed)} left" if speed and done < total else ""
-        say(f"{title}: {done:,}/{total:,} {unit}, {speed:.1f}/s{left}{'  ' + note if note else ''}")
+        say(f"{title}: {done:,}/{total:,} {unit}{shown}{left}{'  ' + note if note else ''}")
 
-    say(f"{title}: {total:,} {unit}")
-    yield tell
+    return tell
 
 
 def _clock(seconds: float) -> str:
