@@ -30,6 +30,7 @@ from tegu.inner import Params
 from tegu.sampling import Tasks
 
 BLOCK = 32  # meta-iterations whose episodes are drawn together
+LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
 
 class Interrupted(Exception):  # noqa: N818, the run is whole
@@ -144,14 +145,9 @@ class Run:
         if not (resume and self.checkpoint.exists()):
             return None
         checkpoint = load_checkpoint(self.checkpoint)
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():
-            for line in metrics.read_text().splitlines():
-                try:
-                    if json.loads(line)["iteration"] <= checkpoint.iteration:
-                        self._lines.append(line)
-                except (ValueError, KeyError):
-                    continue  # the line that was being written when the run was killed
+        for values in read_metrics(self.folder / "metrics.jsonl"):
+            if values["iteration"] <= checkpoint.iteration:
+                self._lines.append(json.dumps(values))
         return checkpoint
 
     def _check_is_mine(self, file: Path) -> None:
@@ -165,7 +161,7 @@ class Run:
             other = json.loads(file.read_text())
             if not isinstance(other, dict):
                 raise ValueError(f"a {type(other).__name__}")
-        except ValueError as failure:
+        except (ValueError, RecursionError) as failure:
             raise InputError(
                 f"{file} holds no settings",
                 "a recipe that tegu has written",
@@ -184,6 +180,37 @@ class Run:
         """Adds a line to the metrics."""
         self._lines.append(json.dumps(values))
         write_atomically(self.folder / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a dict a line; none where there is no file.
+
+    Raises:
+        InputError: a line is not what a run writes; the last may be cut short.
+    """
+    if not file.is_file():
+        return []
+    if file.stat().st_size > LARGEST:
+        raise InputError(
+            f"{file} has {file.stat().st_size:,} bytes", f"at most {LARGEST:,}", "Shorten it."
+        )
+    lines = file.read_bytes().splitlines()
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            if type(values["iteration"]) is not int:
+                raise ValueError("iteration is no whole number")
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
+            if number == len(lines) and number > 1:
+                break  # it was being written when the machine stopped
+            raise InputError(
+                f"line {number} of {file} holds no figures of a run",
+                "lines that tegu has written",
+                "Move the file away to go on without its learning curve.",
+            ) from failure
+        found.append(values)
+    return found
 
 
 def meta_train(

@@ -25,7 +25,7 @@ from tegu.errors import unknown
 from tegu.inner import Adam, Params
 from tegu.learners.learner import Learner, State
 
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS = ("fp32", "bf16")
 VECTORISATIONS = ("auto", "vmap", "loop")
 
 
