@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,12 @@ class MetaLearned:
         if self.learner.loss is squared_error:
             targets = _inputs(y, "y").to(inputs)
             n = len(targets)
+            if targets.ndim != 2:
+                raise InputError(
+                    f"y has shape {tuple(targets.shape)}",
+                    "a row of targets for each input: (S, D)",
+                    "Pass y[:, None] where each input has one target.",
+                )
         else:
             listed = _labels(y)
             labels = tuple(dict.fromkeys(listed))
@@ -76,12 +82,14 @@ class MetaLearned:
         with torch.no_grad():
             try:
                 width = learner.forward(_weights(self.params), inputs[:1]).shape[-1]
-            except RuntimeError as failure:
+            except (RuntimeError, ValueError) as failure:
+                raise _misfit(inputs, failure) from failure
+            if not labels and targets.shape[-1] != width:
                 raise InputError(
-                    f"x has shape {tuple(inputs.shape)}",
-                    "inputs of the shape that the model was trained on",
-                    f"Reshape them; the model said: {str(failure).splitlines()[0]}",
-                ) from failure
+                    f"y has {targets.shape[-1]} columns for a model with {width} outputs",
+                    "a column for each output",
+                    "Reshape y, or meta-train a model with as many outputs.",
+                )
             if learner is self.learner and len(labels) > width:
                 raise InputError(
                     f"{len(labels)} classes for a model with {width} outputs",
@@ -95,7 +103,10 @@ class MetaLearned:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         inputs = _inputs(x, "x").to(next(iter(self.params.values())))
         with torch.no_grad():
-            return self.learner.features(_weights(self.params), inputs)
+            try:
+                return self.learner.features(_weights(self.params), inputs)
+            except RuntimeError as failure:
+                raise _misfit(inputs, failure) from failure
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
@@ -113,15 +124,7 @@ class MetaLearned:
     @classmethod
     def load(cls, path: str | Path, learner: Learner) -> MetaLearned:
         """Reads a file of `save`, or a run's checkpoint, for a learner built alike."""
-        params = load_checkpoint(Path(path)).params
-        expected = learner.init()
-        if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
-            raise InputError(
-                f"{path} holds other parameters than this learner has",
-                f"{len(expected)} tensors of the learner's own names and shapes",
-                "Build the learner and its model with the settings they were trained with.",
-            )
-        return cls(learner, params)
+        return cls(learner, fitting(load_checkpoint(Path(path)).params, learner, where=path))
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,10 @@ class Adapted:
         inputs = _inputs(x, "x").to(next(iter(self.params.values())))
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with torch.no_grad():
-            out = self.learner.predict(self.params, self.state, inputs, mask)
+            try:
+                out = self.learner.predict(self.params, self.state, inputs, mask)
+            except RuntimeError as failure:
+                raise _misfit(inputs, failure) from failure
         return out[:, : len(self.labels)] if self.labels else out
 
     def predict(self, x: Any) -> Any:
@@ -204,6 +210,27 @@ def meta_train(
     return MetaLearned(learner, params)
 
 
+def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
+    """The parameters, if they are those of the learner.
+
+    Args:
+        params: read from a file.
+        learner: built as it was when the file was written.
+        where: the file.
+
+    Raises:
+        InputError: names or shapes differ from the learner's.
+    """
+    expected = learner.init()
+    if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
+        raise InputError(
+            f"{where} holds other parameters than this learner has",
+            f"{len(expected)} tensors of the learner's own names and shapes",
+            "Build the learner and its model with the settings they were trained with.",
+        )
+    return params
+
+
 def _describe(tasks: Tasks) -> dict[str, Any]:
     kinds = (bool, int, float, str)
     return {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
@@ -237,10 +264,28 @@ def _inputs(x: Any, name: str) -> Tensor:
 
 
 def _labels(y: Any) -> list[Hashable]:
-    values: Sequence[Any] = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else list(y)
-    for value in values:
-        if not isinstance(value, Hashable):
+    listed = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else y
+    if not isinstance(listed, Iterable):
+        raise InputTypeError(
+            f"y is a {type(y).__name__}", "a label for each input", "Pass them in a list."
+        )
+    # Tensors hash by identity: two zeros would be two classes.
+    values = [v.item() if isinstance(v, Tensor) and not v.ndim else v for v in listed]
+    for row, value in enumerate(values):
+        if not isinstance(value, Hashable) or isinstance(value, Tensor):
             raise InputTypeError(
                 f"a label is a {type(value).__name__}", "hashable labels", "Use numbers or names."
             )
-    return list(values)
+        if value != value:
+            raise InputError(
+                f"y holds NaN in row {row}", "a label for each input", "Drop that row."
+            )
+    return values
+
+
+def _misfit(inputs: Tensor, failure: Exception) -> InputError:
+    return InputError(
+        f"x has shape {tuple(inputs.shape)}",
+        "inputs of the shape that the model was trained on",
+        f"Reshape them; the model said: {str(failure).splitlines()[0]}",
+    )

@@ -1,0 +1,226 @@
+"""Two phases in two calls: learn to learn, then learn a task and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tegu
+from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.train import Progress
+from tegu.episodes import Examples
+from tegu.errors import InputError
+from tegu.losses import accuracy, squared_error
+
+LABELS = {
+    "numbers": [7, 3, 7, 3],
+    "names": ["cat", "dog", "cat", "dog"],
+    "pairs": [("a", 1), ("b", 2), ("a", 1), ("b", 2)],
+    "None and a name": [None, "x", None, "x"],
+    "truth": [True, False, True, False],
+    "bytes": [b"a", b"b", b"a", b"b"],
+}
+
+
+def learner(**settings: Any) -> tegu.Reptile:
+    model = tegu.models.Mlp(6, 3, hidden=(8,))
+    own = {"inner_steps": 2, "inner_batch": 3, "eval_steps": 30, "inner_lr": 0.02}
+    return tegu.Reptile(model=model, **{**own, **settings})
+
+
+@pytest.fixture(scope="module")
+def learned(toy_data: tegu.ClassDataset) -> tegu.MetaLearned:
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 0)
+    return tegu.meta_train(learner(), tasks, meta_iterations=20, meta_batch=2)
+
+
+@pytest.fixture(scope="module")
+def task(toy_data: tegu.ClassDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes far apart: their first two examples to learn from, the next two to ask."""
+    rows = toy_data.examples
+    return rows[[0, 9, 1, 10]], rows[[2, 11, 3, 12]]
+
+
+def test_the_two_phases(learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor]) -> None:
+    x, queries = task
+    adapted = learned.adapt(x, ["b", "a", "b", "a"])
+    assert adapted.labels == ("b", "a")  # as they come
+    assert adapted.predict(queries) == ["b", "a", "b", "a"]
+    scores = adapted.outputs(queries)
+    assert scores.shape == (4, 2)
+    assert not scores.requires_grad
+    probabilities = adapted.predict_proba(queries)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(4))
+    torch.testing.assert_close(probabilities, scores.softmax(-1))
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_kind_come_back(
+    kind: str, learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    labels, (x, queries) = LABELS[kind], task
+    assert learned.adapt(x, labels).predict(queries) == labels
+
+
+@pytest.mark.parametrize(
+    "form",
+    [torch.tensor, np.array, tuple, lambda y: map(int, y), lambda y: [torch.tensor(i) for i in y]],
+    ids=["tensor", "array", "tuple", "iterator", "list of tensors"],
+)
+def test_labels_in_any_form(
+    form: Callable[[list[int]], Any],
+    learned: tegu.MetaLearned,
+    task: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    x, queries = task
+    predicted = learned.adapt(x, form([7, 3, 7, 3])).predict(queries)
+    assert predicted == [7, 3, 7, 3]
+    assert all(type(label) is int for label in predicted)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: x.numpy(),
+        lambda x: x.tolist(),
+        lambda x: x.double(),
+        lambda x: list(x.numpy()),
+        lambda x: x.clone().requires_grad_(),
+    ],
+    ids=["array", "lists", "float64", "list of arrays", "with gradient"],
+)
+def test_inputs_in_any_form(
+    form: Callable[[torch.Tensor], Any],
+    learned: tegu.MetaLearned,
+    task: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    x, queries = task
+    expected = learned.adapt(x, "abab").outputs(queries)
+    found = learned.adapt(form(x), "abab").outputs(form(queries))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(learned.features(form(x)), learned.features(x))
+
+
+def test_whole_numbers_are_inputs_too(learned: tegu.MetaLearned) -> None:
+    pixels = torch.tensor([[255] * 6, [0] * 6], dtype=torch.uint8)
+    expected = learned.adapt(pixels.float(), "ab").outputs(pixels.float())
+    torch.testing.assert_close(learned.adapt(pixels, "ab").outputs(pixels), expected)
+
+
+def test_adapting_repeats_and_changes_nothing(
+    learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    x, queries = task
+    before = {name: value.clone() for name, value in learned.params.items()}
+    first, again, other = (
+        learned.adapt(x, "abab", seed=seed).outputs(queries) for seed in (0, 0, 1)
+    )
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(learned.params, before, rtol=0, atol=0)
+
+
+def test_fewer_classes_than_outputs_are_never_mistaken(
+    learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """The third output of the model belongs to no class of this task."""
+    x, _ = task
+    assert set(learned.adapt(x, "abab").predict(100 * torch.randn(50, 6))) <= {"a", "b"}
+
+
+def test_regression() -> None:
+    model = tegu.models.Mlp(1, 1, hidden=(20,), activation="tanh")
+    waves = tegu.Reptile(model=model, loss=squared_error, inner_lr=0.02, eval_steps=200)
+    learned = tegu.meta_train(waves, tegu.Sinusoids(), meta_iterations=5)
+    x = torch.linspace(-1, 1, 5)[:, None]
+    adapted = learned.adapt(x, x.sin())
+    assert adapted.labels == ()
+    assert adapted.predict(x).shape == (5, 1)
+    torch.testing.assert_close(adapted.predict(x), adapted.outputs(x))
+    torch.testing.assert_close(adapted.predict(x), x.sin(), rtol=0, atol=0.2)
+    (result,) = learned.evaluate(tegu.Sinusoids("meta_test"), episodes=3)
+    assert (result.metric, result.episodes) == ("mse", 3)
+
+
+def test_features_are_the_model_s_body(learned: tegu.MetaLearned) -> None:
+    x = torch.randn(4, 6)
+    weights = {k: v for k, v in learned.params.items() if "/" not in k}
+    body = x @ weights["layers.0.weight"].T + weights["layers.0.bias"]
+    torch.testing.assert_close(learned.features(x), body.relu())
+
+
+def test_features_of_a_model_without_a_body() -> None:
+    plain = tegu.Reptile(model=torch.nn.Linear(3, 2))
+    with pytest.raises(InputError, match="Linear without a module or method named body"):
+        tegu.MetaLearned(plain, plain.init()).features([[1, 2, 3]])
+
+
+def test_evaluate_is_adapting_and_asking(
+    learned: tegu.MetaLearned, toy_data: tegu.ClassDataset
+) -> None:
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 2, seed=1)
+    (result,) = learned.evaluate(tasks, episodes=4, at_once=3)
+    assert (result.metric, result.episodes, result.split) == ("accuracy", 4, "meta_train")
+    assert result.value > 0.6
+    (other,) = learned.evaluate(tasks, episodes=4, score=lambda o, t: 1 - accuracy(o, t))
+    assert other.value == pytest.approx(1 - result.value)
+
+
+def test_save_and_load(
+    learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    x, queries = task
+    learned.save(tmp_path / "kept" / "reptile.safetensors")
+    again = tegu.MetaLearned.load(str(tmp_path / "kept" / "reptile.safetensors"), learner())
+    torch.testing.assert_close(again.params, learned.params, rtol=0, atol=0)
+    expected = learned.adapt(x, "abab").outputs(queries)
+    torch.testing.assert_close(again.adapt(x, "abab").outputs(queries), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match="holds other parameters than this learner has"):
+        tegu.MetaLearned.load(tmp_path / "kept" / "reptile.safetensors", learner(carry=False))
+
+
+def test_a_run_can_be_resumed_and_loaded(toy_data: tegu.ClassDataset, tmp_path: Path) -> None:
+    tasks, told = tegu.FewShotTasks(toy_data, 3, 2, 0), []
+
+    def stop(report: Progress) -> None:
+        told.append(report.iteration)
+        if len(told) == 1:
+            raise KeyboardInterrupt
+
+    whole = tegu.meta_train(learner(), tasks, meta_iterations=40, meta_batch=2)
+    settings = {"meta_iterations": 40, "meta_batch": 2, "run": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        tegu.meta_train(learner(), tasks, progress=stop, **settings)
+    again = tegu.meta_train(learner(), tasks, progress=stop, resume=True, **settings)
+    assert told == [32, 32, 40]  # nothing had been kept
+    torch.testing.assert_close(again.params, whole.params, rtol=0, atol=0)
+    loaded = tegu.MetaLearned.load(tmp_path / "run" / "checkpoint.safetensors", learner())
+    torch.testing.assert_close(loaded.params, whole.params, rtol=0, atol=0)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").iteration == 40
+    with pytest.raises(InputError, match=r"other settings \(learner differ\)"):
+        tegu.meta_train(learner(inner_lr=0.1), tasks, resume=True, **settings)
+
+
+def test_examples_and_queries_may_be_of_any_number(
+    learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    x, queries = task
+    adapted = learned.adapt(x[:3], "aba")
+    assert adapted.predict(queries[:1]) == ["a"]
+    assert adapted.outputs(queries.repeat(5, 1)).shape == (20, 2)
+
+
+def test_a_loss_of_ones_own(toy_data: tegu.ClassDataset) -> None:
+    """Any function of outputs and examples; labels are classes then."""
+
+    def cold(outputs: torch.Tensor, target: Examples) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(2 * outputs, target.y)
+
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 0)
+    found = tegu.meta_train(learner(loss=cold), tasks, meta_iterations=2)
+    assert found.adapt(toy_data.examples[[0, 9]], "ab").labels == ("a", "b")
