@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tegu.datasets.classes import ClassDataset
+from tegu.errors import unknown
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,19 @@ def toy_data() -> ClassDataset:
 def toy_images() -> ClassDataset:
     """Seven classes of 5 to 11 one-channel images of 8 by 8."""
     return _classes("toy_images", "meta_train", (1, 8, 8), 0.3)
+
+
+def _glyphs(split: str) -> ClassDataset:
+    if split not in ("meta_train", "meta_val", "meta_test"):
+        raise unknown("split", split, ["meta_train", "meta_val", "meta_test"])
+    generator = torch.Generator().manual_seed(len(split))
+    centres = torch.randint(0, 2, (8, 1, 1, 28, 28), generator=generator)
+    specks = torch.rand(8, 20, 1, 28, 28, generator=generator) < 0.1
+    images = (255 * (centres ^ specks.long())).to(torch.uint8).flatten(0, 1)
+    return ClassDataset("glyphs", split, images, torch.tensor([20] * 8), tuple("abcdefgh"), 1 / 255)
+
+
+@pytest.fixture
+def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes take glyphs from eight classes a split, which nobody needs to draw."""
+    monkeypatch.setattr("tegu.job.load_glyphs", _glyphs)

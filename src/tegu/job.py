@@ -50,8 +50,12 @@ class Job:
                 "a model that takes single numbers",
                 "Write model.name=mlp, or take glyphs or omniglot.",
             )
+        if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
+            raise InputError(
+                f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
+            )
         try:
-            torch.empty(0, device=self.recipe.engine.device)
+            torch.zeros(1, device=self.recipe.engine.device).item()  # "meta" holds no numbers
         except (RuntimeError, AssertionError) as failure:
             raise InputError(
                 f"engine.device is '{self.recipe.engine.device}'",
@@ -70,8 +74,50 @@ class Job:
         """Whether tasks have numbers as targets rather than classes."""
         return self.recipe.data.name == "sinusoids"
 
+    @property
+    def validation(self) -> str:
+        """The split that the progress figure comes from."""
+        data = self.recipe.data
+        has_none = data.name == "omniglot" and data.partition in ("reptile", "alphabets")
+        return data.validation or ("meta_train" if has_none else "meta_val")
+
+    def check(self) -> None:
+        """Builds all that training and evaluation need, so that nothing wrong shows later.
+
+        Raises:
+            InputError: a setting that one of them refuses.
+        """
+        train, scored = self.recipe.train, self.recipe.evaluate
+        learner = self.learner
+        self.engine(learner, steps=0)
+        own_loss = type(learner).outer_loss is not Learner.outer_loss
+        if not (train.n_query or self.regression or learner.outer_update or own_loss):
+            raise InputError(
+                f"train.n_query is 0 with the learner {learner.name}",
+                "queries, which it meta-learns from",
+                "Write train.n_query=5, say.",
+            )
+        wanted = [("meta_train", train.n_shot, train.n_query)]
+        wanted += [(scored.split, cell.n_shot, cell.n_query) for cell in scored.cells]
+        if train.validate_every:
+            first = scored.cells[0]
+            wanted.append((self.validation, first.n_shot, first.n_query))
+        for split, n_shot, n_query in dict.fromkeys(wanted):
+            self.tasks(split, n_shot=n_shot, n_query=n_query, seed=0)
+        for cell in scored.cells:
+            replace(learner, normalisation=cell.normalisation)
+
     def data(self, split: str) -> ClassDataset:
         """One split of the recipe's classes, on the recipe's device."""
+        if split not in self._splits:
+            self._splits[split] = self._load(split)
+        return self._splits[split]
+
+    @cached_property
+    def _splits(self) -> dict[str, ClassDataset]:
+        return {}
+
+    def _load(self, split: str) -> ClassDataset:
         settings = self.recipe.data
         if settings.name == "glyphs":
             found = load_glyphs(split)
@@ -172,7 +218,7 @@ class Job:
     def _validation_tasks(self) -> Tasks:
         cell = self.recipe.evaluate.cells[0]
         return self.tasks(
-            self.recipe.data.validation,
+            self.validation,
             n_shot=cell.n_shot,
             n_query=cell.n_query,
             seed=self.recipe.train.seed + 1,

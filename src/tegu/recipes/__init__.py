@@ -8,6 +8,8 @@ wrong is refused with the nearest right name.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import sys
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
@@ -32,7 +34,7 @@ class Data:
     name: str = "glyphs"  # omniglot, glyphs or sinusoids
     partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
     rotations: bool = True  # omniglot: rotated characters are training classes too
-    validation: str = "meta_val"  # split that the progress figure comes from
+    validation: str = ""  # split of the progress figure; "": meta_val if there is one
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,29 @@ class Recipe:
         return out
 
 
+# The least and the most that a number may be.
+RANGES: dict[str, tuple[float, float]] = {
+    "model.width": (1, 1 << 16),
+    "model.hidden": (1, 1 << 20),
+    "train.meta_iterations": (1, math.inf),
+    "train.meta_batch": (1, math.inf),
+    "train.outer_lr": (0, math.inf),
+    "train.outer_lr_final": (0, math.inf),
+    "train.n_way": (2, math.inf),
+    "train.n_shot": (1, math.inf),
+    "train.n_query": (0, math.inf),
+    "train.seed": (-(1 << 62), 1 << 62),
+    "train.validate_every": (0, math.inf),
+    "train.validate_episodes": (2, math.inf),
+    "train.checkpoint_seconds": (0, math.inf),
+    "engine.threads": (0, 1024),
+    "evaluate.episodes": (2, math.inf),
+    "evaluate.at_once": (1, math.inf),
+    "evaluate.cells.n_shot": (1, math.inf),
+    "evaluate.cells.n_query": (1, math.inf),
+    "evaluate.cells.eval_batch": (0, math.inf),
+}
+
 SECTIONS = {"data": Data, "model": Model, "train": Train, "engine": Engine, "evaluate": Evaluate}
 
 
@@ -143,14 +168,14 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
             raise InputError(f"no file {name}", "a recipe in TOML", "Check the path.")
         if path.stat().st_size > LARGEST:
             raise InputError(f"{name} is over 1 MiB", "a recipe in TOML", "Check the path.")
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     elif name in names():
         text = resources.files("tegu.recipes").joinpath(f"{name}.toml").read_text()
     else:
         raise unknown("recipe", name, names())
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as failure:
+    except (tomllib.TOMLDecodeError, RecursionError) as failure:
         raise InputError(f"{name} is not TOML: {failure}", "a recipe", "Mend that line.") from None
     raw.setdefault("name", Path(name).stem)
     return parse(raw, overrides or {})
@@ -166,12 +191,19 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
         if not name:
             raise InputError(f"'{key}'", "SECTION.KEY", f"Write {section}.KEY=VALUE.")
         table = raw.setdefault(section, {})
+        _check_table(section, table)
         if name == "name" and value != table.get("name"):
             table.clear()  # another model or learner has other settings
         table[name] = value
     for name in raw:
         if name not in {f.name for f in fields(Recipe)}:
             raise unknown("key", name, [f.name for f in fields(Recipe)])
+    if not re.fullmatch(r"\w[\w.-]*", _typed("name", raw.get("name", ""), "str")):
+        raise InputError(
+            f"a recipe with the name '{raw.get('name', '')}'",
+            "letters, digits, '.', '_' and '-', since runs and results are called after it",
+            'Write name = "my-recipe", say.',
+        )
     values: dict[str, Any] = {
         k: _typed(k, raw[k], "str") for k in ("name", "title", "source") if k in raw
     }
@@ -191,8 +223,9 @@ def _beside(given: Any) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _learner(table: dict[str, Any]) -> dict[str, Any]:
-    name = table.get("name", "reptile")
+def _learner(table: Any) -> dict[str, Any]:
+    _check_table("learner", table)
+    name = _typed("learner.name", table.get("name", "reptile"), "str")
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS)
     # These come from the other sections.
@@ -207,20 +240,39 @@ def _learner(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section(section: str, cls: Any, table: Any) -> Any:
-    if not isinstance(table, dict):
-        raise InputTypeError(f"{section} is {table!r}", "a table", f"Write [{section}] above it.")
+    _check_table(section, table)
     known = {f.name: f for f in fields(cls)}
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             raise unknown(f"key of [{section}]", key, known)
         if key == "cells":
-            values[key] = tuple(_section("evaluate.cells", Cell, cell) for cell in value)
-        else:
-            values[key] = _typed(f"{section}.{key}", value, str(known[key].type))
+            values[key] = _cells(value)
+            continue
+        values[key] = _typed(f"{section}.{key}", value, str(known[key].type))
+        least, most = RANGES.get(f"{section}.{key}", (-math.inf, math.inf))
+        for number in values[key] if key == "hidden" else [values[key]]:
+            if not isinstance(number, str) and not least <= number <= most:
+                wanted = f"at least {least}" if number < least else f"at most {most}"
+                raise InputError(f"{section}.{key} is {value}", wanted, f"Change {key}.")
     missing = [k for k, f in known.items() if f.default is MISSING and k not in values]
     assert not missing, missing
     return cls(**values)
+
+
+def _cells(value: Any) -> tuple[Cell, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InputTypeError(
+            f"evaluate.cells is {value!r}",
+            "one or more tables",
+            "Write [[evaluate.cells]] above each in a TOML file.",
+        )
+    return tuple(_section("evaluate.cells", Cell, cell) for cell in value)
+
+
+def _check_table(section: str, table: Any) -> None:
+    if not isinstance(table, dict):
+        raise InputTypeError(f"{section} is {table!r}", "a table", f"Write [{section}] above it.")
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:

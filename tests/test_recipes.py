@@ -1,0 +1,129 @@
+"""Recipes: what a file leaves out, what replaces it, and the recipes that come with tegu."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tegu import recipes
+from tegu.datasets.classes import ClassDataset
+from tegu.datasets.omniglot import _check_settings
+from tegu.errors import InputError
+from tegu.job import Job
+from tegu.recipes import Cell, load, parse
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_each_recipe_survives_json(name: str) -> None:
+    recipe = load(name)
+    assert recipe.name == name
+    assert recipe.title
+    assert parse(json.loads(json.dumps(recipe.plain()))) == recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_each_recipe_builds(name: str, few_glyphs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name, split and size in it is one that there is."""
+
+    def characters(split: str, *, partition: str, **_: object) -> ClassDataset:
+        _check_settings(split, partition, 28, 0)
+        counts, names = torch.tensor([20] * 24), tuple(map(str, range(24)))
+        return ClassDataset("omniglot", split, torch.zeros(480, 1, 28, 28), counts, names)
+
+    monkeypatch.setattr("tegu.job.load_omniglot", characters)
+    Job(load(name)).check()
+
+
+def test_omniglot_is_the_published_protocol() -> None:
+    recipe = load("reptile-omniglot-5way")
+    assert recipe.data.partition == "reptile"
+    assert recipe.data.rotations
+    assert (recipe.train.meta_iterations, recipe.train.meta_batch) == (100_000, 5)
+    assert recipe.learner["inner_lr"] == 0.001
+    published = {(c.n_shot, c.normalisation): c.published for c in recipe.evaluate.cells}
+    assert published == {
+        (1, "support"): 0.9539,
+        (1, "transductive"): 0.9768,
+        (5, "support"): 0.9890,
+        (5, "transductive"): 0.9948,
+    }
+
+
+def test_defaults_fill_what_is_left_out() -> None:
+    recipe = parse({"name": "one"})
+    assert recipe == recipes.Recipe("one", learner=recipe.learner)
+    assert recipe.learner["name"] == "reptile"
+    assert recipe.learner["inner_lr"] == 1e-3
+    assert recipe.evaluate.cells == (Cell(),)
+
+
+def test_overrides_are_read_as_the_key_s_type() -> None:
+    recipe = load(
+        "reptile-glyphs",
+        {
+            "train.meta_iterations": "1_000",
+            "train.outer_lr": "1",
+            "train.seed": 3,
+            "data.rotations": "false",
+            "model.hidden": "[8, 9]",
+            "model.activation": "tanh",
+            "learner.inner_lr": "2e-3",
+        },
+    )
+    assert recipe.train.meta_iterations == 1000
+    assert (recipe.train.outer_lr, type(recipe.train.outer_lr)) == (1.0, float)
+    assert recipe.train.seed == 3
+    assert recipe.data.rotations is False
+    assert recipe.model.hidden == (8, 9)
+    assert recipe.model.activation == "tanh"
+    assert recipe.learner["inner_lr"] == 0.002
+
+
+def test_another_name_drops_the_settings_of_the_first() -> None:
+    """The same name, or none, keeps them."""
+    assert load("reptile-glyphs").model.width == 32
+    assert load("reptile-glyphs", {"model.name": "conv4"}).model.width == 32
+    assert load("reptile-glyphs", {"model.name": "mlp"}).model.width == 64
+    changed = load("reptile-glyphs", {"learner.name": "joint", "learner.eval_steps": "3"})
+    assert (changed.learner["name"], changed.learner["eval_steps"]) == ("joint", 3)
+    assert load("reptile-glyphs").learner["eval_steps"] == 20
+
+
+def test_overrides_change_no_argument() -> None:
+    raw = {"name": "one", "train": {"seed": 1}, "learner": {"name": "reptile"}}
+    before = json.dumps(raw)
+    assert parse(raw, {"train.seed": 2, "learner.inner_lr": 0.5}).train.seed == 2
+    assert json.dumps(raw) == before
+
+
+def test_a_file_is_called_after_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[[evaluate.cells]]\nn_shot = 5\n[[evaluate.cells]]\npublished = 1\n")
+    recipe = load(str(path))
+    assert recipe.name == "mine"
+    assert recipe.evaluate.cells == (Cell(n_shot=5), Cell(published=1.0))
+    path.write_text('name = "another"\ntitle = "Grüße"\n')
+    assert (load(str(path)).name, load(str(path)).title) == ("another", "Grüße")
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ({}, r"a recipe with the name ''; expected letters"),
+        ({"name": "."}, r"a recipe with the name '\.'; expected letters"),
+        ({"name": 3}, r"name is 3; expected a word"),
+        ({"name": "x", "trian": {}}, r"unknown key 'trian'.*Did you mean 'train'"),
+        ({"name": "x", "train": []}, r"train is \[\]; expected a table. Write \[train\]"),
+        ({"name": "x", "train": {"seed": True}}, r"train.seed is True; expected a whole number"),
+        ({"name": "x", "model": {"hidden": [True]}}, r"hidden is \[True\]; expected a list of"),
+        ({"name": "x", "train": {"outer_lr": float("inf")}}, r"outer_lr is inf; expected a finite"),
+        ({"name": "x", "evaluate": {"cells": {}}}, r"cells is {}; expected one or more tables"),
+        ({"name": "x", "beside": ["glyph"]}, r"unknown recipe 'glyph'"),
+    ],
+)
+def test_what_is_refused(raw: dict[str, object], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        parse(raw)
