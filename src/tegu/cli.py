@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--run", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)"
         )
+    for name in ("quickstart", "train", "reproduce"):
         made[name].add_argument(
             "--resume", action="store_true", help="go on from the run's checkpoint"
         )
@@ -159,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.command:
             _parser().print_help()
             return 0
-        arguments.line = shlex.join(["tegu", *words])
+        arguments.words = words
         return _run(arguments)
     except InputError as error:
         complain(error)
@@ -169,6 +170,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped")
         return 128 + signal.SIGINT
+
+
+def _resuming(arguments: argparse.Namespace) -> str:
+    """The command that goes on with a run that was stopped."""
+    words = ["tegu", *arguments.words]
+    if arguments.command == "quickstart" and not any(w.startswith("--run") for w in words):
+        words += ["--run", str(arguments.run)]
+    return shlex.join(words if arguments.resume else [*words, "--resume"])
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -184,12 +193,12 @@ def _run(arguments: argparse.Namespace) -> int:
         else:
             document, text = handler(arguments, _overrides(arguments))
     except Interrupted as stop:
-        say(f"{stop}; nothing is lost, add --resume to go on")
+        say(f"{stop}; nothing is lost, go on with: {_resuming(arguments)}")
         return 128 + stop.signum
     if arguments.command == "quickstart":
         document["seconds"] = round(time.monotonic() - began, 1)
     if arguments.json:
-        print(json.dumps(document, indent=1))
+        print(json.dumps(document, indent=1, allow_nan=False))
     else:
         print(text)
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,31 +15,33 @@ import torch
 
 from tegu import recipes, report
 from tegu.console import bar, say, training
-from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
-from tegu.engine.train import Progress
+from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
+from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
 
+CHECKPOINT = "checkpoint.safetensors"
 Outcome = tuple[dict[str, Any], str]
-LARGEST = 64 << 20  # bytes that a metrics or settings file may have
 
 
 def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Meta-learning into a run folder, with pictures of how it went."""
     job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
+    job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
     _, last, pictures = _train(job, folder, resume=arguments.resume)
     document = {
         "run": str(folder),
         "meta_iterations": last.iteration,
         "seconds": round(last.seconds, 1),
-        "loss": last.loss,
+        "loss": last.loss if math.isfinite(last.loss) else None,  # nothing was left to do
         "validation": last.validation,
         "pictures": [str(path) for path in pictures],
     }
@@ -50,18 +54,22 @@ def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outco
     job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
     name = job.recipe.name
     folder = arguments.run or Path("runs") / name
+    shared = Path("benchmarks/results")
+    output = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
+    others = _beside(job, arguments, overrides)
+    for one in (job, *others):
+        one.check()
+    _check_output(output)
     params, last, pictures = _train(job, folder, resume=arguments.resume)
     cells = _score(job, params)
-    if job.recipe.beside:
+    if others:
         cells = _labelled(cells, job)
-        for other in _beside(job, arguments, overrides):
+        for other in others:
             # Inside the folder of the run that it belongs to.
             learned, _, more = _train(other, folder / other.recipe.name, resume=arguments.resume)
             cells += _labelled(_score(other, learned), other)
             pictures += more
         pictures.append(_picture_cells(job, cells, folder / "comparison.png"))
-    shared = Path("benchmarks/results")
-    output = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
     document = report.result_document(
         name=name,
         command=f"tegu reproduce {arguments.recipe}{_settings(arguments)}",
@@ -111,8 +119,9 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
                 "Train another run with it.",
             )
     job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
-    checkpoint = load_checkpoint(arguments.run / "checkpoint.safetensors")
-    params = {k: v.to(job.recipe.engine.device) for k, v in checkpoint.params.items()}
+    checkpoint = _checkpoint_of(arguments.run, recipe)
+    params = fitting(checkpoint.params, job.learner, where=arguments.run / CHECKPOINT)
+    params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
     cells = _score(job, params)
     document = report.result_document(
         name=job.recipe.name,
@@ -151,9 +160,9 @@ def list_recipes(arguments: argparse.Namespace) -> Outcome:
 
 def info(arguments: argparse.Namespace) -> Outcome:
     """What a run folder holds."""
-    recipe = recipes.parse(_recipe_of(arguments.run))
-    checkpoint = load_checkpoint(arguments.run / "checkpoint.safetensors")
-    metrics = _metrics(arguments.run)
+    plain = _recipe_of(arguments.run)
+    recipe, checkpoint = recipes.parse(plain), _checkpoint_of(arguments.run, plain)
+    metrics = read_metrics(arguments.run / "metrics.jsonl")
     names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
     weights = sum(v.numel() for k, v in checkpoint.params.items() if "/" not in k)
     document = {
@@ -175,8 +184,19 @@ def info(arguments: argparse.Namespace) -> Outcome:
 def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Meta-learning next to learning from scratch, on characters nobody has shown it."""
     job = Job(recipes.load("reptile-glyphs", overrides), arguments.data_dir)
-    folder = arguments.run or _new_folder(Path("runs") / "quickstart")
-    params, last, pictures = _train(job, folder, resume=False)
+    if job.regression or job.recipe.learner["name"] != "reptile":
+        raise InputError(
+            f"a quick start with {job.recipe.learner['name']} on {job.recipe.data.name}",
+            "reptile on glyphs or omniglot",
+            "Use `tegu train` for others.",
+        )
+    job.check()
+    if arguments.output:
+        _check_output(arguments.output)
+    if arguments.resume and not arguments.run:
+        raise InputError("--resume without --run", "the run to go on with", "Add --run DIR.")
+    folder = arguments.run = arguments.run or _new_folder(Path("runs") / "quickstart")
+    params, last, pictures = _train(job, folder, resume=arguments.resume)
     cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
     learner: Any = job.learner
     fresh = learner.init()
@@ -249,10 +269,10 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
         told = training(tell, metric=metric, meta_batch=recipe.train.meta_batch)
         params, last = job.train(folder, resume=resume, progress=told)
     pictures = []
-    if metrics := _metrics(folder):
+    if metrics := read_metrics(folder / "metrics.jsonl"):
         pictures.append(folder / "learning-curve.png")
         chance = 1 / recipe.train.n_way if metric == "accuracy" else None
-        title = f"{recipe.title or recipe.name}: {recipe.data.validation.replace('_', '-')} tasks"
+        title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
         report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
     if job.regression:
         pictures.append(folder / "fit.png")
@@ -400,18 +420,33 @@ def _recipe_of(run: Path) -> dict[str, Any]:
         plain = json.loads(file.read_text())
         if not isinstance(plain, dict) or "learner" not in plain:
             raise ValueError
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             f"{file} is no recipe", "the settings that a run has written", "Train the run again."
         ) from None
     return plain
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    file = run / "metrics.jsonl"
-    if not file.is_file() or file.stat().st_size > LARGEST:
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def _checkpoint_of(run: Path, recipe: dict[str, Any]) -> Checkpoint:
+    checkpoint = load_checkpoint(run / CHECKPOINT)
+    if checkpoint.recipe != Run(run, recipe).digest():
+        raise InputError(
+            f"{run / CHECKPOINT} belongs to other settings than {run / 'recipe.json'}",
+            "the two files that one run has written",
+            "Put the right one back, or train the run again.",
+        )
+    return checkpoint
+
+
+def _check_output(path: Path) -> None:
+    """Refuses a file that could not be written after hours of training."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"{path} cannot be written",
+            "a file in a folder that can be written",
+            "Choose another --output.",
+        )
 
 
 def _new_folder(wanted: Path) -> Path:

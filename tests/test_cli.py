@@ -1,0 +1,332 @@
+"""Every command, run in this process with tiny settings, and the whole program once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tegu import __version__, recipes
+from tegu.cli import COMMANDS, main
+from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.train import Progress
+
+TINY = {
+    "train.meta_iterations": 4,
+    "train.meta_batch": 2,
+    "train.validate_every": 2,
+    "train.validate_episodes": 2,
+    "train.n_shot": 2,
+    "evaluate.episodes": 4,
+    "model.width": 4,
+    "learner.inner_steps": 1,
+    "learner.inner_batch": 3,
+    "learner.eval_steps": 2,
+}
+WAVES = {k: v for k, v in TINY.items() if k != "model.width"} | {"model.hidden": "[8]"}
+
+
+def settings(values: dict[str, Any]) -> list[str]:
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+
+GLYPHS = ["reptile-glyphs", *settings(TINY)]
+SINUSOIDS = ["reptile-sinusoids", *settings(WAVES)]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_glyphs: None) -> Path:
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    """What a command prints with --json: one document and nothing else."""
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert isinstance(found, dict)
+    return found
+
+
+def digest(run: str) -> str:
+    return load_checkpoint(Path(run) / "checkpoint.safetensors").digest()
+
+
+def is_picture(path: str) -> bool:
+    return Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "quickstart", *settings(TINY))
+    names = ("scratch", "before", "after")
+    assert list(found)[:7] == ["chance", *names, "ci95", "episodes", "seconds"]
+    assert found["chance"] == 0.2
+    assert all(0 <= found[name] <= 1 for name in names)
+    assert found["ci95"].keys() == set(names)
+    assert all(0 <= half < 1 for half in found["ci95"].values())
+    assert found["episodes"] == 4
+    assert found["seconds"] > 0
+    assert found["protocol"]["split"] == "meta_test"
+    assert found["run"] == "runs/quickstart"
+    pictures = {Path(path).name for path in found["pictures"]}
+    assert pictures == {"comparison.png", "episode.png", "learning-curve.png"}
+    assert all(map(is_picture, found["pictures"]))
+
+
+def test_quickstart_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """A new folder each time, unless one is named and gone on with."""
+    assert main(["quickstart", *settings(TINY), "--run", "here"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("5-way 1-shot on 4 tasks of unseen characters\nchance: 20.0%\n")
+    assert "Reptile after meta-training" in out
+    assert "picture: here/comparison.png" in out
+    assert "meta-train reptile-glyphs: 4/4 iterations" in err
+    Path("runs/quickstart").mkdir(parents=True)
+    assert document(capsys, "quickstart", *settings(TINY))["run"] == "runs/quickstart-2"
+    assert main(["quickstart", *settings(TINY), "--run", "here", "--resume"]) == 0
+
+
+def test_train(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "train", *GLYPHS)
+    assert found["run"] == "runs/reptile-glyphs"
+    assert found["meta_iterations"] == 4
+    assert found["loss"] > 0
+    assert 0 <= found["validation"] <= 1
+    assert found["pictures"] == ["runs/reptile-glyphs/learning-curve.png"]
+    assert all(map(is_picture, found["pictures"]))
+    lines = Path("runs/reptile-glyphs/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [2, 4]
+
+
+def test_train_on_waves_pictures_a_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SINUSOIDS, "--run", "waves"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("meta-learned in ")
+    assert out.endswith("next: tegu evaluate waves\n")
+    assert is_picture("waves/fit.png")
+
+
+def test_short_options_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--model mlp --seed 7 --meta-iterations 2 --precision bf16 --device cpu --threads 1"
+    threads = torch.get_num_threads()
+    try:
+        own = {k: v for k, v in WAVES.items() if k != "train.meta_iterations"}
+        document(capsys, "train", *settings(own), *words.split(), "--run", "r")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
+    recipe = json.loads(Path("r/recipe.json").read_text())
+    assert recipe["model"]["name"] == "mlp"
+    assert recipe["train"]["seed"] == 7
+    assert recipe["train"]["meta_iterations"] == 2
+    assert recipe["engine"]["precision"] == "bf16"
+    assert recipe["engine"]["threads"] == 1
+
+
+def test_a_recipe_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[data]\nname = 'sinusoids'\n[model]\nname = 'mlp'\n[train]\nmeta_iterations = 1\n"
+    Path("mine.toml").write_text(text)
+    assert document(capsys, "train", "mine.toml", "--run", "r")["meta_iterations"] == 1
+    assert json.loads(Path("r/recipe.json").read_text())["name"] == "mine"
+
+
+def test_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    document(capsys, "train", *GLYPHS, "--run", "r")
+    found = document(capsys, "evaluate", "r", "--episodes", "6")
+    assert found["command"] == "tegu evaluate RUN --episodes 6"
+    assert found["training"]["meta_iterations"] == 4
+    (cell,) = found["cells"]
+    assert cell["episodes"] == 6
+    assert 0 <= cell["value"] <= 1
+    assert cell["protocol"]["data"] == "glyphs"
+    assert json.loads(Path("r/evaluation.json").read_text()) == found
+    assert main(["evaluate", "r", "--episodes", "6"]) == 0
+    assert capsys.readouterr().out.endswith("result: r/evaluation.json\n")
+
+
+def test_reproduce(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "reproduce", *GLYPHS, "--output", "new/result.json")
+    assert json.loads(Path("new/result.json").read_text()) == found
+    assert found["name"] == "reptile-glyphs"
+    assert shlex.split(found["command"]) == ["tegu", "reproduce", *GLYPHS]
+    assert found["training"].keys() == {"seconds", "meta_iterations", "peak_bytes"}
+    assert found["cells"][0]["published"] is None
+
+
+def test_reproduce_writes_where_results_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", *GLYPHS]) == 0
+    assert capsys.readouterr().out.endswith("result: runs/reptile-glyphs/reptile-glyphs.json\n")
+    Path("benchmarks/results").mkdir(parents=True)
+    assert main(["reproduce", *GLYPHS, "--resume"]) == 0
+    assert capsys.readouterr().out.endswith("result: benchmarks/results/reptile-glyphs.json\n")
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "recipes")["recipes"]
+    assert [one["name"] for one in found] == recipes.names()
+    assert document(capsys, "recipes", "reptile-glyphs")["train"]["meta_iterations"] == 600
+    assert main(["recipes"]) == 0
+    assert "reptile-omniglot-5way" in capsys.readouterr().out
+    assert main(["recipes", "reptile-omniglot-5way"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("source: Nichol")
+    assert "  inner_lr = 0.001" in shown
+    assert "  cells = 4 figures" in shown
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    document(capsys, "train", *GLYPHS, "--run", "r")
+    found = document(capsys, "info", "r")
+    assert found["recipe"] == "reptile-glyphs"
+    assert found["learner"] == "reptile"
+    assert found["iteration"] == found["meta_iterations"] == 4
+    assert found["digest"] == digest("r")
+    assert found["validation"] is not None
+    names = ["checkpoint.safetensors", "learning-curve.png", "metrics.jsonl", "recipe.json"]
+    assert found["files"] == names
+    assert found["parameters"] == 4 * 9 * (1 + 4 + 4 + 4) + 4 * 2 * 4 + (2 * 2 * 4 + 1) * 5
+    assert main(["info", "r"]) == 0
+    assert f"digest           {digest('r')}\n" in capsys.readouterr().out
+
+
+def stop_at_the_first_report(monkeypatch: pytest.MonkeyPatch, signum: int = signal.SIGTERM) -> None:
+    def training(tell: object, **_: object) -> Any:
+        def told(report: Progress) -> None:
+            os.kill(os.getpid(), signum)
+
+        return told
+
+    monkeypatch.setattr("tegu.commands.training", training)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", [*GLYPHS, "--run", "b"]),
+        ("reproduce", [*GLYPHS, "--run", "b"]),
+        ("quickstart", settings(TINY)),
+    ],
+)
+def test_stopped_by_sigterm_and_gone_on_with(
+    command: str,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command that it names gives the bits of a run that nothing stopped."""
+    assert main(["train", *GLYPHS, "--run", "a"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at_the_first_report(patch)
+        assert main([command, *words]) == 128 + signal.SIGTERM == 143
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 3  # of the whole run
+    said, _, todo = err.splitlines()[-1].partition(", go on with: ")
+    assert said == "stopped by SIGTERM after iteration 2; nothing is lost"
+    again = shlex.split(todo)
+    run = again[again.index("--run") + 1]
+    assert load_checkpoint(Path(run) / "checkpoint.safetensors").iteration == 2
+    assert again[0] == "tegu"
+    assert main(again[1:]) == 0
+    assert digest(run) == digest("a")
+
+
+def test_stopped_twice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going on may be stopped too, and by Ctrl-C."""
+    words = ["train", *GLYPHS, "--set", "train.meta_iterations=6", "--run", "b"]
+    stop_at_the_first_report(monkeypatch, signal.SIGINT)
+    for extra in ([], ["--resume"]):
+        assert main([*words, *extra]) == 130
+        assert capsys.readouterr().err.endswith(
+            f" go on with: {shlex.join(['tegu', *words])} --resume\n"
+        )
+
+
+def test_resuming_what_is_done_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    document(capsys, "train", *GLYPHS, "--run", "r")
+    before = digest("r")
+    found = document(capsys, "train", *GLYPHS, "--run", "r", "--resume")
+    assert (found["meta_iterations"], found["loss"]) == (4, None)
+    assert digest("r") == before
+
+
+def test_ctrl_c_outside_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tegu.job.load_glyphs", interrupted)
+    assert main(["train", *GLYPHS]) == 130
+    assert capsys.readouterr() == ("", "stopped\n")
+
+
+def test_version_and_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tegu {__version__}\n"
+    assert main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: tegu ")
+
+
+def test_the_installed_command_is_main() -> None:
+    (script,) = entry_points(group="console_scripts", name="tegu")
+    assert script.value == "tegu.cli:main"
+
+
+HELP = """
+import runpy, sys
+for command in sys.argv[1:]:
+    sys.argv = ["tegu", *command.split(), "--help"]
+    try:
+        runpy.run_module("tegu", run_name="__main__")
+    except SystemExit as end:
+        print(f"ended with {end.code}", end="\\f")
+"""
+
+
+def test_help_of_the_program_and_of_each_command() -> None:
+    """As `python -m tegu` gives it, one after another in one process: torch loads slowly."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, "", *COMMANDS],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        check=True,
+    )
+    assert done.stderr == ""
+    pages = done.stdout.split("\f")[:-1]
+    for command, page in zip(("", *COMMANDS), pages, strict=True):
+        assert page.startswith(f"usage: tegu {command}".rstrip() + " ")
+        assert COMMANDS.get(command, "Meta-learning")[1:] in page.replace("\n", " ")
+        assert page.endswith("\nended with 0")
+
+
+def test_the_examples_of_the_help_are_understood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is parsed and its settings are taken; what it would run is not."""
+    from tegu import cli, commands
+
+    examples = [line.split()[1:] for line in cli.EPILOG.splitlines() if line.startswith("  tegu ")]
+    assert len(examples) == 6
+    ran = []
+    for name in COMMANDS:
+        monkeypatch.setitem(
+            commands.COMMANDS, name, lambda arguments, *rest: (ran.append(rest), ({}, "done"))[1]
+        )
+    for words in examples:
+        assert main(words) == 0, capsys.readouterr().err
+    assert len(ran) == 6
