@@ -1,0 +1,97 @@
+"""Files from elsewhere: limits, damage, and writes that are whole or not at all."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tegu.datasets import archives
+from tegu.datasets.archives import content_digest, download, read_members, write_atomic
+from tegu.errors import InputError
+
+WANTED = re.compile(r"part/[a-z]+\.txt")
+FILES = {"part/a.txt": b"one", "part/b.txt": b"two", "part/c.png": b"three", "other/a.txt": b"4"}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """FILES as part.zip, and beside it as the folder part."""
+    with zipfile.ZipFile(tmp_path / "part.zip", "w") as packed:
+        for name, data in FILES.items():
+            packed.writestr(name, data)
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+    return tmp_path / "part.zip"
+
+
+def test_the_wanted_files_of_an_archive_or_a_folder(archive: Path) -> None:
+    expected = {name: FILES[name] for name in ("part/a.txt", "part/b.txt")}
+    assert read_members(archive, WANTED, "") == expected
+    assert read_members(archive.with_suffix(""), WANTED, "") == expected
+
+
+def test_large_members_are_cut(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_MAX_MEMBER", 2)
+    for source in (archive, archive.with_suffix("")):
+        assert read_members(source, WANTED, "") == {"part/a.txt": b"on", "part/b.txt": b"tw"}
+
+
+def test_a_folder_that_holds_too_much(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_MAX_TOTAL", 5)
+    with pytest.raises(InputError, match=r"part cannot be read \(it unpacks to more than 5 bytes"):
+        read_members(archive.with_suffix(""), WANTED, "")
+
+
+def test_an_encrypted_archive(archive: Path) -> None:
+    """The flag alone is enough; nobody is asked for a password."""
+    data = bytearray(archive.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(signature), bytes(data)):
+            data[found.start() + flags] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=r"encrypted.*download it again from https://here"):
+        read_members(archive, WANTED, "https://here")
+
+
+def test_a_missing_archive(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none.zip cannot be read .*No such file"):
+        read_members(tmp_path / "none.zip", WANTED, "")
+
+
+def test_the_digest_is_of_names_and_contents() -> None:
+    digest = content_digest(FILES)
+    assert content_digest(dict(reversed(FILES.items()))) == digest
+    assert content_digest({**FILES, "part/a.txt": b"One"}) != digest
+    assert content_digest({**FILES, "part/d.txt": b""}) != digest
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomic(path, b"old")
+
+    def full(*_: object) -> NoReturn:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_answer_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(url: str, timeout: float) -> NoReturn:
+        raise http.client.IncompleteRead(b"half")
+
+    monkeypatch.setattr("urllib.request.urlopen", broken)
+    with pytest.raises(ConnectionError, match="IncompleteRead"):
+        download("https://here/file.zip", tmp_path / "file.zip")
+    assert not any(tmp_path.iterdir())
