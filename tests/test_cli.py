@@ -70,11 +70,13 @@ def is_picture(path: str) -> bool:
 def test_quickstart(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "quickstart", *settings(TINY))
     names = ("scratch", "before", "after")
-    assert list(found)[:7] == ["chance", *names, "ci95", "episodes", "seconds"]
+    assert {"chance", *names, "ci95", "episodes", "seconds", "pictures"} <= found.keys()
     assert found["chance"] == 0.2
     assert all(0 <= found[name] <= 1 for name in names)
-    assert found["ci95"].keys() == set(names)
-    assert all(0 <= half < 1 for half in found["ci95"].values())
+    assert found["intervals"].keys() == set(names)
+    assert all(0 <= half < 1 for half in found["intervals"].values())
+    assert found["ci95"] == found["intervals"]["after"]
+    assert json.loads(Path(found["result"]).read_text())["name"] == "quickstart"
     assert found["episodes"] == 4
     assert found["seconds"] > 0
     assert found["protocol"]["split"] == "meta_test"

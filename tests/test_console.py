@@ -47,6 +47,19 @@ def test_a_line_every_tenth(capsys: pytest.CaptureFixture[str], clock: Clock) ->
     assert len(lines) == 12
 
 
+def test_a_line_every_minute(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with console.bar("train", 100_000, unit="iterations") as tell:
+        for done in range(1, 201):
+            tell(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("/")[0] for line in lines[1:]] == [
+        "train: 1",
+        "train: 61",
+        "train: 121",
+        "train: 181",
+    ]
+
+
 def test_a_resumed_run_has_its_own_speed(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     with console.bar("train", 1000, unit="iterations") as tell:
         tell(900)

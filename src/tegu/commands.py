@@ -242,7 +242,8 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     document = {
         "chance": chance,
         **{name: row.value for name, row in rows.items()},
-        "ci95": {name: row.ci95 for name, row in rows.items()},
+        "ci95": after.ci95,
+        "intervals": {name: row.ci95 for name, row in rows.items()},
         "episodes": after.episodes,
         "seconds": 0.0,
         "protocol": {**protocol, "split": after.split, "normalisation": after.normalisation},

@@ -11,6 +11,9 @@ from tegu.engine.train import Progress
 from tegu.errors import InputError
 
 
+SILENCE = 60.0  # seconds without a line, at most
+
+
 def say(text: str) -> None:
     """A line for people, on standard error so that standard output stays a program's."""
     print(text, file=sys.stderr, flush=True)
@@ -26,7 +29,8 @@ Tell = Callable[[int, str], None]
 
 @contextmanager
 def bar(title: str, total: int, *, unit: str) -> Iterator[Tell]:
-    """A progress bar with time left and speed; a line every tenth without a terminal.
+    """A progress bar with time left and speed; without a terminal, a line every
+    tenth and at least every minute.
 
     Args:
         title: what is being done.
@@ -44,16 +48,16 @@ def bar(title: str, total: int, *, unit: str) -> Iterator[Tell]:
 def _lines(title: str, total: int, unit: str) -> Tell:
     """Speed and time left count from the first report: a resumed run begins in the middle."""
     first: list[tuple[int, float]] = []
-    next_line = 0.0
+    next_line, next_time = 0.0, 0.0
 
     def tell(done: int, note: str = "") -> None:
-        nonlocal next_line
+        nonlocal next_line, next_time
         now, share = time.monotonic(), done / total
         if not first:
             first.append((done, now))
-        if share < next_line and done < total:
+        if share < next_line and now < next_time and done < total:
             return
-        next_line = int(share * 10) / 10 + 0.1
+        next_line, next_time = int(share * 10) / 10 + 0.1, now + SILENCE
         passed = now - first[0][1]
         speed = (done - first[0][0]) / passed if passed > 0 else 0.0
         shown = f", {speed:.1f}/s" if speed else ""
