@@ -30,6 +30,7 @@ def run(serial: bool, seed: int, arguments: argparse.Namespace) -> list[Result]:
         "train.seed": seed,
         "train.meta_iterations": arguments.meta_iterations,
         "train.validate_every": 0,
+        "engine.compile": "on",
         "evaluate.episodes": arguments.episodes,
     }
     recipe = recipes.load("reptile-omniglot-5way", overrides)
@@ -59,9 +60,9 @@ def pooled(results: list[Result]) -> Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, help="folder of data sets")
-    parser.add_argument("--meta-iterations", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--episodes", type=int, default=2000)
+    parser.add_argument("--meta-iterations", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=1000)
     default = Path("benchmarks/results/reptile-serial-or-parallel.json")
     parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()

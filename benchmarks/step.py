@@ -99,7 +99,7 @@ def difference(job: Job) -> float:
     x, y = episodes.support.x.double(), episodes.support.y
     plain.iterate(x, y, order)
     support = episodes.support._replace(x=x)
-    engine = Vectorised(learner, vectorise="vmap", precision="fp64")
+    engine = Vectorised(learner, vectorise="vmap")
     ours, _ = engine.outer_step(weights, Episode(support, episodes.query), at, outer_lr=OUTER_LR)
     kernel = plain.network[3].weight.permute(2, 3, 1, 0).reshape(-1, 64)
     return float((kernel - ours["body.convs.1.weight"]).abs().max())

@@ -186,7 +186,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     moments = []
     for _ in range(5):
         process = start(folder)
-        wait = dice.uniform(0.0, whole / 12)  # all five end well before the run does
+        wait = dice.uniform(0.0, whole / 25)  # all five end well before the run does
         time.sleep(wait)
         process.kill()
         process.communicate()
