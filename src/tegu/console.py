@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 
-
 SILENCE = 60.0  # seconds without a line, at most
 
 
