@@ -11,6 +11,8 @@ import torch
 from tegu.datasets.classes import ClassDataset
 from tegu.errors import unknown
 
+torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
