@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,9 +90,7 @@ def drawn(job: Job, index: Tensor) -> tuple[Episode, Tensor, Tensor]:
 
 
 def difference(job: Job) -> float:
-    """Largest difference of the weights after one serial meta-iteration in float64."""
-    from dataclasses import replace
-
+    """How far apart one serial meta-iteration takes the two in float64, as a share of the way."""
     episodes, at, order = drawn(job, torch.arange(5))
     learner = replace(job.learner, serial=True)
     weights = {k: v.double() for k, v in learner.init().items()}
@@ -101,8 +100,13 @@ def difference(job: Job) -> float:
     support = episodes.support._replace(x=x)
     engine = Vectorised(learner, vectorise="vmap")
     ours, _ = engine.outer_step(weights, Episode(support, episodes.query), at, outer_lr=OUTER_LR)
-    kernel = plain.network[3].weight.permute(2, 3, 1, 0).reshape(-1, 64)
-    return float((kernel - ours["body.convs.1.weight"]).abs().max())
+    apart = way = 0.0
+    for layer in range(4):
+        name = f"body.convs.{layer}.weight"
+        theirs = plain.network[3 * layer].weight.detach().permute(2, 3, 1, 0).reshape(-1, 64)
+        apart += float((theirs - ours[name]).square().sum())
+        way += float((weights[name] - ours[name]).square().sum())
+    return (apart / way) ** 0.5
 
 
 def rate(dtype: torch.dtype) -> float:
@@ -138,9 +142,9 @@ def main() -> None:
     arguments = parser.parse_args()
     job = Job(recipes.load(RECIPE), arguments.data_dir)
     apart = difference(job)
-    print(f"largest difference after one meta-iteration in float64: {apart:.1e}")
-    # The two Adams put epsilon in different places; a wrong gradient is 1e-3 off.
-    if apart > 1e-6:
+    print(f"apart after one meta-iteration in float64: {apart:.1e} of the way")
+    # Not 0, since the two Adams put epsilon in different places; a wrong gradient is near 1.
+    if apart > 0.02:
         raise SystemExit("the two loops disagree; no timing is worth anything")
 
     per = job.recipe.train.meta_batch

@@ -12,7 +12,7 @@ import tegu
 
 def main(meta_iterations: int = 300) -> float:
     """Meta-trains, adapts to five new characters, and returns the share of right answers."""
-    learner = tegu.Reptile(model=tegu.models.Conv4(5, width=32), eval_steps=20)
+    learner = tegu.Reptile(model=tegu.models.Conv4(5, width=32), inner_lr=0.003, eval_steps=20)
     tasks = tegu.FewShotTasks(tegu.load_glyphs("meta_train"), n_way=5, n_shot=10, n_query=0)
     learned = tegu.meta_train(learner, tasks, meta_iterations=meta_iterations)
 
