@@ -177,7 +177,7 @@ def test_reproduce_writes_where_results_are_kept(capsys: pytest.CaptureFixture[s
 def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     found = document(capsys, "recipes")["recipes"]
     assert [one["name"] for one in found] == recipes.names()
-    assert document(capsys, "recipes", "reptile-glyphs")["train"]["meta_iterations"] == 700
+    assert document(capsys, "recipes", "reptile-glyphs")["train"]["meta_iterations"] == 600
     assert main(["recipes"]) == 0
     assert "reptile-omniglot-5way" in capsys.readouterr().out
     assert main(["recipes", "reptile-omniglot-5way"]) == 0
