@@ -589,6 +589,7 @@ def episode(
     asked = {c: [i for i, label in enumerate(true) if label == c][:most] for c in classes}
     above = max(map(len, columns.values()))
     below = max(map(len, asked.values()))
+    dark = _dark(support)
     # A thin empty row parts the two halves.
     heights = [1.0] * above + [0.22] + [1.0] * below
     size = (1.15 + 1.3 * len(classes), 0.95 + 1.32 * (above + below))
@@ -608,14 +609,14 @@ def episode(
             side.text(0, 0.5, text, va="center", fontsize=11, transform=side.transAxes)
         for column, c in enumerate(classes, start=1):
             for row, i in enumerate(columns[c]):
-                axes = _image(figure.add_subplot(grid[row, column]), support[i], GRID, 1.0)
+                axes = _image(figure.add_subplot(grid[row, column]), support[i], dark, GRID, 1.0)
                 if row == 0:
                     axes.set_title(_named(c), fontsize=10)
             for row, i in enumerate(asked[c]):
                 good = said[i] == c
                 colour = GREEN if good else RED
                 axes = _image(
-                    figure.add_subplot(grid[above + 1 + row, column]), query[i], colour, 3
+                    figure.add_subplot(grid[above + 1 + row, column]), query[i], dark, colour, 3
                 )
                 text = "✓" if good else f"✗ {_named(said[i])}"
                 axes.set_xlabel(text, color=colour, fontweight="bold", fontsize=9.5, labelpad=3)
@@ -630,13 +631,17 @@ def _named(label: Hashable) -> str:
     return text if len(text) <= 12 else text[:11] + "…"
 
 
-def _image(axes: Any, image: Tensor, frame: str, width: float) -> Any:
-    """Dark strokes on white, whichever way the data has them."""
+def _dark(images: Tensor) -> bool:
+    """Whether most of the pixels are on the dark side, all images taken together."""
+    return bool(images.median() < (images.min() + images.max()) / 2)
+
+
+def _image(axes: Any, image: Tensor, dark: bool, frame: str, width: float) -> Any:
+    """One image in a frame; dark strokes on white, whichever way the data has them."""
     pixels = image.detach().cpu().double()
     low, high = float(pixels.min()), float(pixels.max())
     pixels = (pixels - low) / (high - low or 1.0)
     if len(pixels) == 1:
-        dark = float(pixels.median()) < 0.5
         axes.imshow(pixels[0].numpy(), cmap="gray_r" if dark else "gray", vmin=0, vmax=1)
     else:
         axes.imshow(pixels.permute(1, 2, 0).numpy())
