@@ -53,6 +53,9 @@ class FineTune(Learner):
         eval_batch: rows of a mini-batch after meta-training.
         carry: the optimiser's state is meta-learned with the weights, so that a
             task goes on from it; otherwise every task starts afresh.
+        summed: the loss of a mini-batch is the sum over its rows in units of
+            `inner_batch`: the mean while meta-training, and less for smaller
+            batches after it. Otherwise it is the mean throughout.
     """
 
     inner_optimiser: str = "adam"
@@ -64,6 +67,7 @@ class FineTune(Learner):
     eval_steps: int = 50
     eval_batch: int = 5
     carry: bool = False
+    summed: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,9 +120,10 @@ class FineTune(Learner):
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
         batch = Examples(*(field[rows] for field in support))
+        scale = len(rows) / self.inner_batch if self.summed else 1
 
         def loss(weights: Params) -> Tensor:
-            return self.loss(self.forward(weights, batch.x), batch)
+            return scale * self.loss(self.forward(weights, batch.x), batch)
 
         grads, value = grad_and_value(loss)(state["weights"])
         weights, inner = self.optimiser.update(state["weights"], grads, state["inner"])

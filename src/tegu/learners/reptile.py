@@ -40,16 +40,22 @@ class Reptile(FineTune):
         carry: keep the optimiser's state from task to task, as the published
             code does; otherwise every task starts afresh.
         serial: run the tasks of a meta-batch one after another.
+        summed: the published code sums the loss over a mini-batch, which Adam does
+            not notice as long as its state comes from batches of the same size.
+            Evaluation has smaller ones, and so takes smaller steps.
 
     The other settings are those of `FineTune`.
 
     Reference:
-        arXiv:1803.02999. Differs from the paper: nowhere with `serial=True`.
+        arXiv:1803.02999. Differs from the published code with `serial=True`: a
+        summed loss is in units of `inner_batch`, which leaves Adam's steps as they
+        were but for its epsilon of 1e-8.
     """
 
     name: ClassVar[str] = "reptile"
 
     carry: bool = True
+    summed: bool = True
     serial: bool = False
 
     def handover(self, params: Params, state: State) -> Params:
