@@ -44,6 +44,21 @@ class Row:
 
 
 ROWS = {
+    "maml": Row(
+        lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "maml, first order": Row(
+        lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "protonet": Row(
+        lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
             model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01

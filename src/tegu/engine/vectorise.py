@@ -17,16 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.episodes import Episode, Examples, select, size
-from tegu.errors import unknown
+from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
-from tegu.learners.learner import Learner, State
+from tegu.learners.learner import TRACKED, Learner, State, recording
 
 PRECISIONS = ("fp32", "bf16")
 VECTORISATIONS = ("auto", "vmap", "loop")
+MOMENTUM = 0.1  # share of a meta-iteration in the running statistics, as in torch
 
 
 def can_compile() -> bool:
@@ -108,9 +109,11 @@ class Vectorised:
     Args:
         learner: any learner.
         vectorise: "vmap", "loop", or "auto": vmap, and loop where vmap fails.
-        compile: whether to compile the inner step.
+        compile: whether to compile the inner step, or the outer gradient.
         precision: "fp32", or "bf16" for the passes through the model while
             task weights, optimiser state and outer update stay in fp32.
+        checkpoint: keep only the task weights between inner steps and run each step
+            again on the way back, so that memory hardly grows with their number.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Vectorised:
         vectorise: str = "auto",
         compile: bool = False,
         precision: str = "fp32",
+        checkpoint: bool = False,
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
@@ -127,7 +131,21 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        self._fast_step = Compiled(self._step) if compile else self._step
+        self.checkpoint = checkpoint
+        if checkpoint and (
+            learner.outer_update is not None
+            or not learner.chained()
+            or not learner.steps(training=True)
+        ):
+            raise InputError(
+                f"checkpointed inner steps with {type(learner).__name__}",
+                "a learner whose outer loss is that of its last inner step, as MAML's",
+                "Switch engine.checkpoint off.",
+            )
+        made: Callable[..., Any] = Compiled if compile else lambda function: function
+        self._fast_step = made(self._step)
+        self._fast_pull = made(self._pull)
+        self._fast_gradient = made(self._gradient)
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):
@@ -155,7 +173,7 @@ class Vectorised:
             for index in range(self.learner.steps(training=training)):
                 at = torch.tensor(index, device=keys.device)
                 state = self._fast_step(params, state, support, at)
-            return self.learner.finish(state)
+            return self.learner.finish(state, training=training)
 
     def _adapt_loop(self, params: Params, support: Examples, keys: Tensor, training: bool) -> State:
         states = []
@@ -191,7 +209,9 @@ class Vectorised:
 
     def outer_state(self, params: Params) -> Params:
         """State of the outer optimiser before the first update; none for a rule of its own."""
-        return Adam(0.0).init(params) if self.learner.outer_update is None else {}
+        if self.learner.outer_update is not None:
+            return {}
+        return Adam(0.0).init(_learnt(params))
 
     def update(
         self, params: Params, outer: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
@@ -204,9 +224,14 @@ class Vectorised:
         if self.learner.outer_update is not None:
             params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr)
             return params, outer, loss
-        grads, loss = self.outer_gradient(params, episodes, keys)
+        grads, seen, loss = self._outer(params, episodes, keys)
         with torch.no_grad():
-            return (*Adam(outer_lr).update(params, grads, outer), loss.detach())
+            new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
+            tracked = {
+                name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
+                for name, value in seen.items()
+            }
+        return {**params, **new, **tracked}, outer, loss.detach()
 
     def outer_step(
         self, params: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
@@ -230,22 +255,109 @@ class Vectorised:
         self, params: Params, episodes: Episode, keys: Tensor
     ) -> tuple[Params, Tensor]:
         """Gradient and value of the outer loss, averaged over the T episodes."""
+        grads, _, loss = self._outer(params, episodes, keys)
+        return grads, loss
 
-        def mean_loss(params: Params) -> Tensor:
-            def one(episode: Episode, key: Tensor) -> Tensor:
-                with _precision(self.precision, key.device):
-                    return self.learner.outer_loss(params, episode, key)
+    def _outer(
+        self, params: Params, episodes: Episode, keys: Tensor
+    ) -> tuple[Params, Params, Tensor]:
+        """Gradient by what is learnt, batch statistics seen, and value of the outer loss."""
+        if self.checkpoint:
+            return self._checkpointed(params, episodes, keys)
+        found: tuple[Params, Params, Tensor] = self._either(
+            self._fast_gradient, self._looped_gradient, params, episodes, keys
+        )
+        return found
 
-            def looped() -> Tensor:
-                return torch.stack(
-                    [one(select(episodes, t), keys[t]) for t in range(size(episodes))]
-                )
+    def _gradient(
+        self, params: Params, episodes: Episode, keys: Tensor
+    ) -> tuple[Params, Params, Tensor]:
+        learnt = _learnt(params)
 
-            losses: Tensor = self._either(lambda: vmap(one)(episodes, keys), looped)
-            return losses.mean()
+        def mean_loss(learnt: Params) -> tuple[Tensor, Params]:
+            def one(episode: Episode, key: Tensor) -> tuple[Tensor, Params]:
+                return self._loss({**params, **learnt}, episode, key)
 
-        grads, value = grad_and_value(mean_loss)(params)
-        return grads, value
+            losses, seen = vmap(one)(episodes, keys)
+            return losses.mean(), {name: value.mean(0) for name, value in seen.items()}
+
+        grads, (loss, seen) = grad_and_value(mean_loss, has_aux=True)(learnt)
+        return grads, seen, loss
+
+    def _looped_gradient(
+        self, params: Params, episodes: Episode, keys: Tensor
+    ) -> tuple[Params, Params, Tensor]:
+        """One task after another; no task's graph outlives it."""
+        learnt, total, n = _learnt(params), None, size(episodes)
+        for t in range(n):
+
+            def one(learnt: Params, t: int = t) -> tuple[Tensor, Params]:
+                return self._loss({**params, **learnt}, select(episodes, t), keys[t])
+
+            grads, (loss, seen) = grad_and_value(one, has_aux=True)(learnt)
+            found = (grads, seen, loss)
+            total = found if total is None else map_tensors(torch.add, total, found)
+        mean: tuple[Params, Params, Tensor] = map_tensors(lambda x: x / n, total)
+        return mean
+
+    def _loss(self, params: Params, episode: Episode, key: Tensor) -> tuple[Tensor, Params]:
+        with _precision(self.precision, key.device), recording() as seen:
+            loss = self.learner.outer_loss(params, episode, key)
+        return loss, seen
+
+    def _checkpointed(
+        self, params: Params, episodes: Episode, keys: Tensor
+    ) -> tuple[Params, Params, Tensor]:
+        """Outer gradient by one pull-back a step, from the last to the first.
+
+        Chain rule by hand: with states s_0, ..., s_k of the tasks only, the step from
+        s_i is run again to pull the gradient by s_{i+1} back to s_i and the parameters.
+        """
+        support, learner = episodes.support, self.learner
+
+        def begin(params: Params) -> State:
+            def one(support: Examples, key: Tensor) -> State:
+                return learner.begin(params, support, key, training=True)
+
+            made: State = map_tensors(Tensor.contiguous, vmap(one)(support, keys))
+            return made
+
+        def end(params: Params, moving: list[Tensor], state: State) -> Tensor:
+            def one(state: State, query: Examples) -> Tensor:
+                with _precision(self.precision, query.x.device):
+                    last = learner.finish(state, training=True)
+                    return learner.loss(learner.predict(params, last, query.x, query.mask), query)
+
+            return vmap(one)(_with_floats(state, moving), episodes.query).mean()
+
+        with torch.no_grad():
+            states = [begin(params)]
+            for index in range(learner.steps(training=True)):
+                at = torch.tensor(index, device=keys.device)
+                states.append(self._fast_step(params, states[-1], support, at))
+        (grads, back), loss = grad_and_value(end, argnums=(0, 1))(
+            params, _floats(states[-1]), states[-1]
+        )
+        for index in reversed(range(len(states) - 1)):
+            states.pop()
+            at = torch.tensor(index, device=keys.device)
+            more, back = self._fast_pull(params, states[-1], support, at, tuple(back))
+            grads = map_tensors(torch.add, grads, more)
+        pull: Any = vjp(lambda params: _floats(begin(params)), params)[1]
+        grads = map_tensors(torch.add, grads, pull(list(back))[0])
+        return _learnt(grads), {}, loss
+
+    def _pull(
+        self, params: Params, state: State, support: Examples, index: Tensor, back: Any
+    ) -> tuple[Params, tuple[Tensor, ...]]:
+        """Pulls a gradient by the floats of a step's outcome back through the step."""
+
+        def run(params: Params, moving: list[Tensor]) -> list[Tensor]:
+            return _floats(self._step(params, _with_floats(state, moving), support, index))
+
+        pull: Any = vjp(run, params, _floats(state))[1]
+        grads, moved = pull(list(back))
+        return grads, tuple(moved)
 
     def _either(self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any) -> Any:
         if self.loop:
@@ -265,3 +377,18 @@ class Vectorised:
             )
         self._settled = True
         return out
+
+
+def _learnt(params: Params) -> Params:
+    """What the outer optimiser changes: all but running statistics."""
+    return {name: p for name, p in params.items() if not name.startswith(TRACKED)}
+
+
+def _floats(tree: Any) -> list[Tensor]:
+    return [x for x in tensors_of(tree) if x.is_floating_point()]
+
+
+def _with_floats(tree: Any, floats: Iterable[Tensor]) -> Any:
+    """The tree with other floating tensors; whole numbers and masks stay."""
+    left = iter(floats)
+    return map_tensors(lambda x: next(left) if x.is_floating_point() else x, tree)

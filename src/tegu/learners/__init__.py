@@ -1,10 +1,30 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
 from tegu.learners.finetune import FineTune
+from tegu.learners.head import Head
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
+from tegu.learners.maml import Maml
+from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
 
-LEARNERS: dict[str, type[Learner]] = {cls.name: cls for cls in (Joint, Reptile)}
+LEARNERS: dict[str, type[Learner]] = {
+    cls.name: cls
+    for cls in (
+        Joint,
+        Maml,
+        ProtoNet,
+        Reptile,
+    )
+}
 
-__all__ = ["LEARNERS", "FineTune", "Joint", "Learner", "Reptile"]
+__all__ = [
+    "LEARNERS",
+    "FineTune",
+    "Head",
+    "Joint",
+    "Learner",
+    "Maml",
+    "ProtoNet",
+    "Reptile",
+]

@@ -48,9 +48,10 @@ class FineTune(Learner):
         momentum: of sgd.
         beta1: of adam; 0 keeps no running mean.
         inner_steps: steps per task while meta-training.
-        inner_batch: rows of a mini-batch while meta-training.
+        inner_batch: rows of a mini-batch while meta-training; 0 for the whole
+            support set in each step.
         eval_steps: steps per task after meta-training.
-        eval_batch: rows of a mini-batch after meta-training.
+        eval_batch: rows of a mini-batch after meta-training; 0 likewise.
         carry: the optimiser's state is meta-learned with the weights, so that a
             task goes on from it; otherwise every task starts afresh.
         summed: the loss of a mini-batch is the sum over its rows in units of
@@ -71,7 +72,7 @@ class FineTune(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("inner_steps", 1), ("inner_batch", 1), ("eval_batch", 1)):
+        for name, least in (("inner_steps", 1), ("inner_batch", 0), ("eval_batch", 0)):
             if getattr(self, name) < least:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
@@ -102,38 +103,53 @@ class FineTune(Learner):
         state = self.optimiser.init(weights) if self.carry else {}
         return {**weights, **{f"inner/{name}": value for name, value in state.items()}}
 
+    def adaptable(self, params: Params) -> Params:
+        """What a task changes: all weights, unless an algorithm says otherwise."""
+        return split(params)[0]
+
     def steps(self, *, training: bool) -> int:
         return self.inner_steps if training else self.eval_steps
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
-        weights, inner = split(params)
-        batch = self.inner_batch if training else self.eval_batch
-        steps = self.steps(training=training)
-        return {
+        weights, inner = self.adaptable(params), split(params)[1]
+        state = {
             "weights": weights,
             "inner": inner if self.carry else self.optimiser.init(weights),
-            "order": cycle(key, support.mask, batch=batch, steps=steps),
             "loss": torch.zeros((), device=support.x.device, dtype=support.x.dtype),
             "support": self.kept(support),
         }
+        if batch := self.inner_batch if training else self.eval_batch:
+            steps = self.steps(training=training)
+            state["order"] = cycle(key, support.mask, batch=batch, steps=steps)
+        return state
 
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
-        rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
-        batch = Examples(*(field[rows] for field in support))
-        scale = len(rows) / self.inner_batch if self.summed else 1
+        batch, scale = support, 1.0
+        mask: Tensor | None = support.mask
+        if "order" in state:
+            rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
+            batch, mask = Examples(*(field[rows] for field in support)), None
+            scale = len(rows) / self.inner_batch if self.summed and self.inner_batch else 1.0
 
         def loss(weights: Params) -> Tensor:
-            return scale * self.loss(self.forward(weights, batch.x), batch)
+            return scale * self.loss(self.forward({**params, **weights}, batch.x, mask), batch)
 
         grads, value = grad_and_value(loss)(state["weights"])
-        weights, inner = self.optimiser.update(state["weights"], grads, state["inner"])
+        weights, inner = self.move(params, state, grads, index)
         return {**state, "weights": weights, "inner": inner, "loss": value}
 
-    def finish(self, state: State) -> State:
-        return {k: v for k, v in state.items() if k != "order"}
+    def move(
+        self, params: Params, state: State, grads: Params, index: Tensor
+    ) -> tuple[Params, Params]:
+        """Weights after one update, and the optimiser's state; `index` numbers the step."""
+        return self.optimiser.update(state["weights"], grads, state["inner"])
+
+    def finish(self, state: State, *, training: bool) -> State:
+        done = ("order",) if training else ("order", "inner", "loss")
+        return {k: v for k, v in state.items() if k not in done}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
-        return self.answer(state["weights"], state, query, mask)
+        return self.answer({**params, **state["weights"]}, state, query, mask)
 
 
 def split(params: Params) -> tuple[Params, Params]:

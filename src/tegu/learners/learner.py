@@ -14,22 +14,38 @@ knows the engine, and no function changes its arguments or the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
 
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.losses import Loss, cross_entropy
-from tegu.models.norm import converted, statistics
+from tegu.models.norm import BatchNorm, converted, layers, statistics
 
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
+TRACKED = "statistics/"  # running statistics among what is meta-learned
+_recordings: list[Params] = []
+
+
+@contextmanager
+def recording() -> Iterator[Params]:
+    """Collects the batch statistics of passes with `training=True`, by their names in `params`."""
+    seen: Params = {}
+    _recordings.append(seen)
+    try:
+        yield seen
+    finally:
+        _recordings.remove(seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +57,32 @@ class Learner:
         loss: of outputs and targets, `tegu.losses.cross_entropy` or your own.
         normalisation: where batch normalisation takes its statistics from when
             queries are answered. "support": the support set plus the one query;
-            "transductive": all queries of the episode together; "running": the
-            buffers of the model.
+            "transductive": all queries of the episode together; "running": running
+            means over meta-training where the learner tracks them, else the
+            buffers that the model came with.
+        body: name of the module or method of the model that gives features; ""
+            where the model itself ends in features.
     """
 
     name: ClassVar[str]
+    tracks: ClassVar[bool] = False  # whether running statistics are meta-learned
 
     model: nn.Module = field(repr=False)
     loss: Loss = field(default=cross_entropy, repr=False)
     normalisation: str = "support"
+    body: str = "body"
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
             raise unknown("normalisation", self.normalisation, NORMALISATIONS)
+        own = any(isinstance(m, BatchNorm) for m in self.model.modules())
+        if self.normalisation == "running" and own and not self.tracks:
+            raise InputError(
+                f"normalisation 'running' with {type(self).__name__}, which learns no running "
+                "statistics",
+                "support or transductive",
+                "Write normalisation=support, or take a learner by metric or closed form.",
+            )
         if not any(p.requires_grad for p in self.model.parameters()):
             raise InputError(
                 "a model without trainable parameters",
@@ -69,10 +98,22 @@ class Learner:
     # What is meta-learned?
 
     def init(self) -> Params:
-        """The model's own trainable parameters, as values that share no memory with it."""
-        return {
+        """The model's own trainable parameters, as values that share no memory with it.
+
+        Running statistics are among them where they are tracked; the engine keeps
+        these, and takes no gradient.
+        """
+        own = {
             name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
         }
+        return {**own, **{TRACKED + name: b.clone() for name, b in self._tracked().items()}}
+
+    def _tracked(self) -> Params:
+        """Buffers of running statistics, by name."""
+        if not self.tracks or self.normalisation != "running":
+            return {}
+        names = {f"{n}.{kind}" for n in layers(self.model) for kind in _KINDS}
+        return {n: b for n, b in self.model.named_buffers() if n in names}
 
     # Phase 2: learn a task.
 
@@ -88,8 +129,11 @@ class Learner:
         """State after step `index` (0-d int64)."""
         raise TypeError(f"{type(self).__name__} has no step(), yet steps() is above 0")
 
-    def finish(self, state: State) -> State:
-        """What is left of the state once a task is learnt: all that `predict` needs."""
+    def finish(self, state: State, *, training: bool) -> State:
+        """What is left of the state once a task is learnt: all that `predict` needs.
+
+        While meta-training, all that `outer_update` needs too.
+        """
         return state
 
     def adapt(
@@ -99,7 +143,7 @@ class Learner:
         state = self.begin(params, support, key, training=training)
         for index in range(self.steps(training=training)):
             state = self.step(params, state, support, torch.tensor(index, device=key.device))
-        return self.finish(state)
+        return self.finish(state, training=training)
 
     # Use what was learned.
 
@@ -115,43 +159,77 @@ class Learner:
         outputs = self.predict(params, state, episode.query.x, episode.query.mask)
         return self.loss(outputs, episode.query)
 
+    def chained(self) -> bool:
+        """Whether the outer loss is that of the queries after the last step and nothing else.
+
+        Then the engine may take its gradient step by step.
+        """
+        return type(self).outer_loss is Learner.outer_loss
+
     outer_update: ClassVar[Callable[..., Params] | None] = None
 
-    def features(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The representation that all tasks share: (B, ...) to (B, D), by `model.body`.
+    def features(
+        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+    ) -> Tensor:
+        """The representation that all tasks share: (B, ...) to (B, D), by `body`.
 
-        Batch normalisation sees the rows that `mask` marks, or the buffers under "running".
+        Batch normalisation sees the rows that `mask` marks. Under "running" it uses
+        running statistics, or the rows and records them where `training`.
         """
-        if not callable(getattr(self.model, "body", None)):
+        if not self.body:
+            return self.forward(params, x, mask, training=training).flatten(1)
+        if not callable(_member(self.model, self.body)):
             raise InputError(
-                f"{type(self.model).__name__} without a module or method named body",
+                f"{type(self.model).__name__} without a module or method named {self.body}",
                 "a model whose feature extractor is its `body`",
-                "Name that part of the model `body`.",
+                "Name that part of the model `body`, or tell the learner its name: body=NAME.",
             )
-        known = {name for name, _ in self.model.named_parameters()}
-        inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        return self._call(_Body(self.model), inside, x, mask)
+        part = _Part(self.model, self.body)
+        inside = {f"model.{name}": p for name, p in params.items()}
+        return self._call(part, inside, x, mask, training, prefix="model.").flatten(1)
 
     # Helpers for algorithms.
 
-    def forward(self, params: Params, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One pass of the model; batch normalisation sees the rows that `mask` marks."""
-        return self._call(self.model, params, x, mask)
+    def forward(
+        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+    ) -> Tensor:
+        """One pass of the model; batch normalisation as in `features`."""
+        return self._call(self.model, params, x, mask, training)
 
-    def _call(self, module: nn.Module, params: Params, x: Tensor, mask: Tensor | None) -> Tensor:
-        source = "running" if self.normalisation == "running" else "batch"
+    def _call(
+        self,
+        module: nn.Module,
+        params: Params,
+        x: Tensor,
+        mask: Tensor | None,
+        training: bool,
+        prefix: str = "",
+    ) -> Tensor:
+        known = {name for name, _ in module.named_parameters()}
         # Copies, since torch.nn.BatchNorm counts its batches in place.
         buffers = {name: b.clone() for name, b in module.named_buffers()}
-        with statistics(source, mask, foreign=bool(converted(module))):
-            out: Tensor = functional_call(module, {**buffers, **params}, (x,))
+        tracked = self._tracked()
+        running = self.normalisation == "running" and not (training and tracked)
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        if running:
+            for name in tracked:
+                buffers[prefix + name] = params[prefix + TRACKED + name]
+        with statistics(
+            "running" if running else "batch", mask, foreign=bool(converted(module)), seen=seen
+        ):
+            inside = {name: p for name, p in params.items() if name in known}
+            out: Tensor = functional_call(module, {**buffers, **inside}, (x,))
+        if _recordings and training:
+            for name in tracked:
+                layer, _, kind = name.rpartition(".")
+                told = seen.get(id(buffers[f"{prefix}{layer}.{_KINDS[0]}"]))
+                if told is not None:
+                    _recordings[-1][TRACKED + name] = told[_KINDS.index(kind)]
         return out
 
     def uses_statistics(self) -> bool:
         """Whether an answer depends on the other rows of its batch."""
-        from tegu.models.norm import BatchNorm
-
-        layers = [m for m in self.model.modules() if isinstance(m, BatchNorm)]
-        return bool(layers or converted(self.model)) and self.normalisation != "running"
+        return bool(layers(self.model)) and self.normalisation != "running"
 
     def kept(self, support: Examples) -> tuple[Tensor, ...]:
         """What a state must hold of the support set for `answer`: (x, mask), or nothing."""
@@ -178,13 +256,51 @@ class Learner:
         return torch.stack([alone(item) for item in query])
 
 
-class _Body(nn.Module):
-    """A model cut off behind its body, which may be a module or a method."""
+_KINDS = ("running_mean", "running_var")
 
-    def __init__(self, model: nn.Module) -> None:
+
+def _member(model: nn.Module, name: str) -> Any:
+    """A method of the model, or a module anywhere inside it; None where there is none."""
+    return dict(model.named_modules()).get(name) or getattr(model, name, None)
+
+
+class _Part(nn.Module):
+    """A model cut off behind one of its parts, a method or a module of any depth.
+
+    A module deep inside is reached by running the model until that module answers.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.model.body(x)  # type: ignore[operator]
-        return out
+        part = _member(self.model, self.name)
+        if hasattr(self.model, self.name):
+            out: Tensor = part(x)
+            return out
+
+        class Answered(Exception):  # noqa: N818, no error
+            pass
+
+        answer: list[Tensor] = []
+        thread = threading.get_ident()
+
+        def watch(module: nn.Module, _given: Any, output: Tensor) -> None:
+            if module is part and threading.get_ident() == thread:
+                answer.append(output)
+                raise Answered
+
+        # A hook of torch's own list, not of the module, which stays as it is.
+        handle = register_module_forward_hook(watch)
+        try:
+            self.model(x)
+        except Answered:
+            return answer[0]
+        finally:
+            handle.remove()
+        raise InputError(
+            f"{self.name} is no part of a pass through {type(self.model).__name__}",
+            "a layer that the model's forward calls",
+            "Name another layer.",
+        )

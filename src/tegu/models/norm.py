@@ -8,6 +8,10 @@ can. It says so around a forward pass:
 
 `BatchNorm` here and every `torch.nn.BatchNorm*d` of a user's model obey; the
 user's module is neither changed nor copied, its running buffers included.
+
+Running statistics are values that are meta-learned beside the weights: a pass
+under `recording` tells the statistics that it used, and the engine keeps their
+running mean.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 _mask: list[Tensor | None] = [None]
+_source: list[str] = ["batch"]
+_seen: list[dict[int, tuple[Tensor, Tensor]] | None] = [None]  # by the id of a mean buffer
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, by the batch's own statistics.
+    """Batch normalisation over all axes but the last; channels are the last.
 
     Args:
         width: number of channels C.
@@ -37,12 +43,20 @@ class BatchNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+        self.running_mean: Tensor
+        self.running_var: Tensor
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, ..., C) to the same shape."""
         x = x.to(self.weight.dtype)
-        mean, var = _moments(x, _mask[-1], channel=-1)
+        if _source[-1] == "running":
+            mean, var = self.running_mean, self.running_var
+        else:
+            mean, var = _moments(x, _mask[-1], channel=-1)
+            _tell(self.running_mean, mean, var)
         return _affine(x, mean, var, self.weight, self.bias, self.eps)
 
 
@@ -59,6 +73,12 @@ def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, T
     centre = mean.detach()
     var = ((x - centre).square() * weight).sum(axes, keepdim=True) - (mean - centre).square()
     return _per_channel(mean, var)
+
+
+def _tell(buffer: Tensor | None, mean: Tensor, var: Tensor) -> None:
+    seen = _seen[-1]
+    if seen is not None and buffer is not None:
+        seen[id(buffer)] = mean.detach().reshape(-1), var.detach().reshape(-1)
 
 
 def _affine(
@@ -102,6 +122,7 @@ class _Foreign(TorchFunctionMode):
             mean, var = given["mean"].reshape(shape), given["var"].reshape(shape)
         else:
             mean, var = _moments(x, _mask[-1], channel=1)
+            _tell(given.get("mean"), mean, var)
         weight, bias = (
             None if given.get(name) is None else given[name].reshape(shape)
             for name in ("weight", "bias")
@@ -114,17 +135,32 @@ def converted(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
 
 
+def layers(model: nn.Module) -> list[str]:
+    """Names of all layers of batch normalisation, tegu's and torch's."""
+    return [n for n, m in model.named_modules() if isinstance(m, (BatchNorm, _BatchNorm))]
+
+
 @contextmanager
-def statistics(source: str, mask: Tensor | None = None, *, foreign: bool) -> Iterator[None]:
+def statistics(
+    source: str,
+    mask: Tensor | None = None,
+    *,
+    foreign: bool,
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> Iterator[None]:
     """Where batch normalisation takes its mean and variance from, inside the block.
 
     Args:
         source: "batch" (the rows of the forward pass) or "running" (the buffers
-            of the user's layers; layers without buffers use the batch).
+            of the layers; torch's layers without buffers use the batch).
         mask: shape (B,) bool, the rows that count; None for all.
         foreign: whether the model holds torch.nn.BatchNorm layers.
+        seen: takes the mean and variance, (C,) each, of every layer that used the
+            batch's, under the id of the layer's buffer of running means.
     """
     _mask.append(mask)
+    _source.append(source)
+    _seen.append(seen)
     try:
         if foreign:
             with _Foreign(source):
@@ -133,3 +169,5 @@ def statistics(source: str, mask: Tensor | None = None, *, foreign: bool) -> Ite
             yield
     finally:
         _mask.pop()
+        _source.pop()
+        _seen.pop()
