@@ -186,7 +186,7 @@ def test_threads_are_torch_s() -> None:
         ({"evaluate__split": "meta_tset"}, "unknown split 'meta_tset'"),
         ({"train__validate_every": 1, "data__validation": "val"}, "unknown split 'val'"),
         ({"engine__precision": "fp16"}, "unknown precision 'fp16'"),
-        ({"learner__eval_batch": 0}, "eval_batch is 0"),
+        ({"learner__eval_batch": -1}, "eval_batch is -1"),
     ],
 )
 def test_check_finds_what_would_fail_later(changes: dict[str, Any], text: str) -> None:
