@@ -210,3 +210,24 @@ def test_a_learner_from_queries_gets_some(monkeypatch: pytest.MonkeyPatch) -> No
         job(learner__name="queried").check()
     job(learner__name="queried", train__n_query=1).check()
     job(learner__name="queried", data__name="sinusoids").check()
+
+
+def test_a_figure_may_have_ways_of_its_own_where_the_learner_has() -> None:
+    """Prototypes of 3 ways in training answer for 4; a network of 3 outputs cannot."""
+    settings = {"train__n_query": 1, "learner__normalisation": "running", "model__name": "conv4"}
+    cells = ({"n_way": 4, "normalisation": "running"}, {"normalisation": "transductive"})
+    proto = job(learner__name="protonet", **settings, model__width=4, evaluate__cells=cells)
+    proto.check()
+    params, _ = proto.train(None)
+    (wide, first), (narrow, second) = proto.evaluate(params)
+    assert (wide.n_way, narrow.n_way) == (4, 0)
+    assert proto.judge(wide).n_way == 4  # type: ignore[attr-defined]
+    assert (first.normalisation, second.normalisation) == ("running", "transductive")
+    with pytest.raises(InputError, match="a figure for 4 ways from reptile trained for 3"):
+        job(evaluate__cells=({"n_way": 4},)).check()
+    with pytest.raises(InputError, match="running statistics from a run with support"):
+        job(
+            learner__name="protonet",
+            train__n_query=1,
+            evaluate__cells=({"normalisation": "running"},),
+        ).check()

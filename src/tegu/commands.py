@@ -22,7 +22,7 @@ from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.job import Job
+from tegu.job import Job, alike
 from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
@@ -266,8 +266,12 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
     recipe, metric = job.recipe, job.score[1]
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
-    with bar(f"meta-train {recipe.name}", recipe.train.meta_iterations, unit="iterations") as tell:
-        told = training(tell, metric=metric, meta_batch=recipe.train.meta_batch)
+    limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
+    total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
+    with bar(title, total, unit=unit) as tell:
+        told = training(
+            tell, metric=metric, meta_batch=recipe.train.meta_batch, by_time=bool(limit)
+        )
         params, last = job.train(folder, resume=resume, progress=told)
     pictures = []
     if metrics := read_metrics(folder / "metrics.jsonl"):
@@ -289,7 +293,7 @@ def _converted(job: Job) -> list[str]:
 
 def _score(job: Job, params: Params) -> list[dict[str, Any]]:
     settings = job.recipe.evaluate
-    groups = {(c.n_shot, c.n_query, c.eval_batch) for c in settings.cells}
+    groups = {alike(cell) for cell in settings.cells}
     total = len(groups) * settings.episodes
     metric = job.score[1]
     with bar(f"evaluate {job.recipe.name}", total, unit="episodes") as tell:
@@ -333,7 +337,7 @@ def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: st
 def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
     return {
         "data": job.recipe.data.name,
-        "n_way": None if job.regression else job.recipe.train.n_way,
+        "n_way": None if job.regression else cell.n_way or job.recipe.train.n_way,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
     }

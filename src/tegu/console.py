@@ -106,8 +106,10 @@ def _rich_bar(title: str, total: int, unit: str) -> Iterator[Tell]:
         yield tell
 
 
-def training(tell: Tell, *, metric: str, meta_batch: int) -> Callable[[Progress], None]:
-    """Turns a run's reports into a bar's notes."""
+def training(
+    tell: Tell, *, metric: str, meta_batch: int, by_time: bool = False
+) -> Callable[[Progress], None]:
+    """Turns a run's reports into a bar's notes; `by_time` counts seconds, not iterations."""
     began: list[tuple[int, float]] = []
 
     def told(report: Progress) -> None:
@@ -123,6 +125,6 @@ def training(tell: Tell, *, metric: str, meta_batch: int) -> Callable[[Progress]
         if passed > 0:
             rate = (report.iteration - began[0][0]) * meta_batch / passed
             note += f", {rate:.0f} episodes/s"
-        tell(report.iteration, note)
+        tell(int(report.seconds) if by_time else report.iteration, note)
 
     return told

@@ -23,6 +23,7 @@ from tegu.recipes import Cell, Recipe
 from tegu.sampling import FewShotTasks, Tasks
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
+WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
 SOURCES = ("glyphs", "omniglot", "sinusoids")
 MODELS = ("conv4", "mlp")
 
@@ -97,15 +98,15 @@ class Job:
                 "queries, which it meta-learns from",
                 "Write train.n_query=5, say.",
             )
-        wanted = [("meta_train", train.n_shot, train.n_query)]
-        wanted += [(scored.split, cell.n_shot, cell.n_query) for cell in scored.cells]
+        wanted = [("meta_train", train.n_way, train.n_shot, train.n_query)]
+        wanted += [(scored.split, c.n_way, c.n_shot, c.n_query) for c in scored.cells]
         if train.validate_every:
             first = scored.cells[0]
-            wanted.append((self.validation, first.n_shot, first.n_query))
-        for split, n_shot, n_query in dict.fromkeys(wanted):
-            self.tasks(split, n_shot=n_shot, n_query=n_query, seed=0)
+            wanted.append((self.validation, first.n_way, first.n_shot, first.n_query))
+        for split, n_way, n_shot, n_query in dict.fromkeys(wanted):
+            self.tasks(split, n_way=n_way, n_shot=n_shot, n_query=n_query, seed=0)
         for cell in scored.cells:
-            replace(learner, normalisation=cell.normalisation)
+            self.judge(cell, learner)
 
     def data(self, split: str) -> ClassDataset:
         """One split of the recipe's classes, on the recipe's device."""
@@ -130,11 +131,39 @@ class Job:
             )
         return found.to(self.recipe.engine.device)
 
-    def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int) -> Tasks:
-        """Episodes of a split."""
+    def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
+        """Episodes of a split; n_way 0 is that of training."""
         if self.regression:
             return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
-        return FewShotTasks(self.data(split), self.recipe.train.n_way, n_shot, n_query, seed)
+        return FewShotTasks(
+            self.data(split), n_way or self.recipe.train.n_way, n_shot, n_query, seed
+        )
+
+    def judge(self, cell: Cell, learner: Learner | None = None) -> Learner:
+        """The learner as a figure wants it: its ways, its normalisation, its mini-batches.
+
+        Raises:
+            InputError: it cannot answer for so many classes, or so normalised.
+        """
+        train, chosen = self.recipe.train, learner or self.learner
+        n_way = cell.n_way or train.n_way
+        other: Any = chosen.for_ways(n_way)
+        if n_way != train.n_way and other is chosen:
+            raise InputError(
+                f"a figure for {n_way} ways from {chosen.name} trained for {train.n_way}",
+                "the same number, since its network has one output for each class",
+                f"Set train.n_way={n_way}, or take a learner by metric, protonet say.",
+            )
+        if cell.eval_batch:
+            other = replace(other, eval_batch=cell.eval_batch)
+        if other.tracks and cell.normalisation == "running" != other.normalisation:
+            raise InputError(
+                f"a figure with running statistics from a run with {other.normalisation}",
+                "learner.normalisation=running, so that they are learned",
+                "Change one of the two.",
+            )
+        out: Learner = replace(other, normalisation=cell.normalisation)
+        return out
 
     @cached_property
     def learner(self) -> Learner:
@@ -158,17 +187,19 @@ class Job:
         learner = cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
         return learner.for_ways(train.n_way)
 
-    def engine(self, learner: Learner, *, steps: int) -> Vectorised:
-        """The learner vectorised; compiled where `steps` inner steps repay it."""
+    def engine(self, learner: Learner, *, steps: int, gradients: int = 0) -> Vectorised:
+        """The learner vectorised; compiled where so many steps or outer gradients repay it."""
         settings = self.recipe.engine
+        worth = steps >= 5 * WORTH_COMPILING or gradients >= WORTH_COMPILING_GRADIENT
         compiled = settings.compile == "on" or (
-            settings.compile == "auto" and steps >= 5 * WORTH_COMPILING and can_compile()
+            settings.compile == "auto" and worth and can_compile()
         )
         return Vectorised(
             learner,
             vectorise=settings.vectorise,
             compile=compiled,
             precision=settings.precision,
+            checkpoint=settings.checkpoint and learner.outer_update is None,
         )
 
     def train(
@@ -186,15 +217,22 @@ class Job:
             outer_lr=train.outer_lr,
             outer_lr_final=train.outer_lr_final,
             seed=train.seed,
+            seconds=train.seconds,
             validate_every=train.validate_every,
             checkpoint_seconds=train.checkpoint_seconds,
         )
         tasks = self.tasks(
             "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
         )
-        steps = train.meta_iterations * self.learner.steps(training=True)
+        learner = self.learner
+        by_rule = learner.outer_update is not None
+        engine = self.engine(
+            learner,
+            steps=train.meta_iterations * learner.steps(training=True) if by_rule else 0,
+            gradients=0 if by_rule else train.meta_iterations,
+        )
         return meta_train(
-            self.engine(self.learner, steps=steps),
+            engine,
             tasks,
             settings,
             run=Run(folder, self.recipe.plain()) if folder else None,
@@ -206,8 +244,7 @@ class Job:
     def _validate(self, params: Params) -> float:
         cell, train = self.recipe.evaluate.cells[0], self.recipe.train
         tasks = self._validation_tasks
-        learner = replace(self.learner, normalisation=cell.normalisation)
-        engine = Vectorised(learner, vectorise=self.recipe.engine.vectorise)
+        engine = Vectorised(self.judge(cell), vectorise=self.recipe.engine.vectorise)
         score, metric = self.score
         (result,) = evaluate(
             engine, params, tasks, episodes=train.validate_episodes, score=score, metric=metric
@@ -219,6 +256,7 @@ class Job:
         cell = self.recipe.evaluate.cells[0]
         return self.tasks(
             self.validation,
+            n_way=cell.n_way,
             n_shot=cell.n_shot,
             n_query=cell.n_query,
             seed=self.recipe.train.seed + 1,
@@ -240,17 +278,22 @@ class Job:
         settings = self.recipe.evaluate
         score, metric = self.score
         results: dict[Cell, Result] = {}
-        groups: dict[tuple[int, int, int], list[Cell]] = {}
+        groups: dict[Cell, list[Cell]] = {}
         for cell in settings.cells:
-            groups.setdefault((cell.n_shot, cell.n_query, cell.eval_batch), []).append(cell)
+            groups.setdefault(alike(cell), []).append(cell)
         total = len(groups) * settings.episodes
-        for number, ((n_shot, n_query, batch), cells) in enumerate(groups.items()):
-            chosen: Any = learner or self.learner
-            if batch:
-                chosen = replace(chosen, eval_batch=batch)
+        for number, cells in enumerate(groups.values()):
+            cell = cells[0]
+            chosen = self.judge(cell, learner)
             steps = settings.episodes // settings.at_once * chosen.steps(training=False)
             engine = self.engine(chosen, steps=10 * steps)
-            tasks = self.tasks(settings.split, n_shot=n_shot, n_query=n_query, seed=settings.seed)
+            tasks = self.tasks(
+                settings.split,
+                n_way=cell.n_way,
+                n_shot=cell.n_shot,
+                n_query=cell.n_query,
+                seed=settings.seed,
+            )
 
             def told(done: int, mean: float, before: int = number * settings.episodes) -> None:
                 if progress:
@@ -270,3 +313,8 @@ class Job:
             )
             results.update(zip(cells, found, strict=True))
         return [(cell, results[cell]) for cell in settings.cells]
+
+
+def alike(cell: Cell) -> Cell:
+    """What figures from the same tasks and adapted states have in common."""
+    return replace(cell, normalisation="", published=-1.0, source="")

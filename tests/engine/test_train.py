@@ -365,3 +365,26 @@ def test_metrics_that_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 2}\n')
     with pytest.raises(InputError, match="has 17 bytes; expected at most 10"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_run_by_time_ends_in_time_and_falls_to_the_last_step_size(
+    tasks: FewShotTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that counts tenths of a second at each look: the share of time sets the rate."""
+    now = iter(range(10_000))
+    monkeypatch.setattr("tegu.engine.train.time.monotonic", lambda: next(now) / 10)
+    rates: list[float] = []
+    ours = engine()
+    plain = ours.update
+
+    def watched(*args: Any, outer_lr: float) -> Any:
+        rates.append(outer_lr)
+        return plain(*args, outer_lr=outer_lr)
+
+    monkeypatch.setattr(ours, "update", watched)
+    _, last = meta_train(ours, tasks, Settings(1000, 2, outer_lr=1.0, seconds=6.0))
+    assert last.seconds >= 6.0
+    assert last.iteration == len(rates) < 60
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0.95
+    assert rates[-1] < 0.1

@@ -80,9 +80,9 @@ class PlainReptile:
 
     def train_on(self, x: Tensor, y: Tensor, batches: list[list[int]]) -> None:
         for rows in batches:
-            # Summed over the rows, as published; 5 is the size that training has, for epsilon's sake.
-            loss = F.cross_entropy(self.network(self.variables, x[rows]), y[rows], reduction="sum")
-            loss = loss / 5
+            # Summed over the rows, as published; 5 is the size in training, for epsilon's sake.
+            outputs = self.network(self.variables, x[rows])
+            loss = F.cross_entropy(outputs, y[rows], reduction="sum") / 5
             self.optimiser.minimise(torch.autograd.grad(loss, self.variables))
 
     def meta_step(self, tasks: list[tuple[Tensor, Tensor, list[list[int]]]], rate: float) -> None:

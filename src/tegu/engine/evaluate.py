@@ -15,6 +15,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.losses import accuracy
+from tegu.models.norm import layers
 from tegu.sampling import Tasks
 
 Score = Callable[[Tensor, Examples], Tensor]
@@ -100,7 +101,7 @@ def evaluate(
                 ci95=1.96 * float(all_scores.std()) / episodes**0.5,
                 episodes=episodes,
                 split=tasks.split,
-                normalisation=learner.normalisation if learner.uses_statistics() else "none",
+                normalisation=learner.normalisation if layers(learner.model) else "none",
             )
         )
     return results

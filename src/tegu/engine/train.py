@@ -67,6 +67,8 @@ class Settings:
 
     Args:
         meta_iterations: outer updates in all.
+        seconds: end after so much meta-training, if it comes first; 0 for no such
+            limit. Such a run depends on the machine's speed.
         meta_batch: episodes per outer update.
         outer_lr: step size of the first outer update.
         outer_lr_final: step size that it falls to, linearly.
@@ -82,9 +84,20 @@ class Settings:
     seed: int = 0
     validate_every: int = 0
     checkpoint_seconds: float = 60.0
+    seconds: float = 0.0
+
+    def done(self, iteration: int, elapsed: float) -> float:
+        """Share of the work that is behind, 0 to 1, after iterations and seconds."""
+        share = iteration / self.meta_iterations
+        return min(1.0, max(share, elapsed / self.seconds)) if self.seconds else share
 
     def __post_init__(self) -> None:
-        for name, least in (("meta_iterations", 1), ("meta_batch", 1), ("validate_every", 0)):
+        for name, least in (
+            ("meta_iterations", 1),
+            ("meta_batch", 1),
+            ("validate_every", 0),
+            ("seconds", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
@@ -283,12 +296,12 @@ def meta_train(
 
     with _stop_signals() as stopped:
         for iteration, episodes, key in _batches(tasks, settings, first):
-            done = iteration / settings.meta_iterations
+            done = settings.done(iteration, time.monotonic() - started)
             outer_lr = (1 - done) * settings.outer_lr + done * settings.outer_lr_final
             params, outer, loss = engine.update(params, outer, episodes, key, outer_lr=outer_lr)
             losses.append(loss)
             report.iteration, report.seconds = iteration + 1, time.monotonic() - started
-            last = report.iteration == settings.meta_iterations
+            last = settings.done(report.iteration, report.seconds) >= 1
             every = settings.validate_every
             if validate and every and (report.iteration % every == 0 or last):
                 paused = time.monotonic()
@@ -318,6 +331,8 @@ def meta_train(
                 kept = time.monotonic()
             if stop and not last:
                 raise Interrupted(stopped[0], report.iteration)
+            if last:
+                break
     return params, report
 
 

@@ -52,6 +52,7 @@ class Train:
     """Meta-learning."""
 
     meta_iterations: int = 1000
+    seconds: float = 0.0  # end after so much training, if that comes first; 0: no limit
     meta_batch: int = 5
     outer_lr: float = 1.0
     outer_lr_final: float = 0.0
@@ -71,6 +72,7 @@ class Engine:
     vectorise: str = "auto"  # auto, vmap or loop
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32 or bf16
+    checkpoint: bool = False  # run inner steps again on the way back, to save memory
     device: str = "cpu"
     threads: int = 0  # 0: torch's own choice
 
@@ -79,6 +81,7 @@ class Engine:
 class Cell:
     """One figure of a result, and the published one beside it."""
 
+    n_way: int = 0  # 0: as in training
     n_shot: int = 1
     n_query: int = 1
     normalisation: str = "support"
@@ -124,6 +127,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.width": (1, 1 << 16),
     "model.hidden": (1, 1 << 20),
     "train.meta_iterations": (1, math.inf),
+    "train.seconds": (0, math.inf),
     "train.meta_batch": (1, math.inf),
     "train.outer_lr": (0, math.inf),
     "train.outer_lr_final": (0, math.inf),
@@ -137,6 +141,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "engine.threads": (0, 1024),
     "evaluate.episodes": (2, math.inf),
     "evaluate.at_once": (1, math.inf),
+    "evaluate.cells.n_way": (0, math.inf),
     "evaluate.cells.n_shot": (1, math.inf),
     "evaluate.cells.n_query": (1, math.inf),
     "evaluate.cells.eval_batch": (0, math.inf),
