@@ -150,7 +150,7 @@ def test_regression() -> None:
 def test_features_are_the_model_s_body(learned: tegu.MetaLearned) -> None:
     x = torch.randn(4, 6)
     weights = {k: v for k, v in learned.params.items() if "/" not in k}
-    body = x @ weights["layers.0.weight"].T + weights["layers.0.bias"]
+    body = x @ weights["body.1.weight"].T + weights["body.1.bias"]
     torch.testing.assert_close(learned.features(x), body.relu())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import pytest
@@ -100,6 +101,35 @@ def test_images_become_floats(numbered: ClassDataset) -> None:
     assert x.shape == (50, 2, 1, 1, 1)
     torch.testing.assert_close((x * 255).round() / 255, x)
     assert 20 / 255 < float(x.max()) <= 25.001 / 255
+
+
+def digest(*tensors: Tensor) -> str:
+    """The first digits of a SHA-256 of shapes, dtypes and bits."""
+    total = hashlib.sha256()
+    for x in tensors:
+        total.update(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("vectors", {"n_way": 2, "n_shot": 1}, "511a2888669f4fae"),
+        ("vectors", {"n_way": 5, "n_shot": 2, "n_query": 2, "seed": 3}, "a85c2c5444d6004e"),
+        ("images", {"n_way": 3, "n_shot": 1, "n_query": 0}, "c920cbeba03984e1"),
+        ("images", {"n_way": 4, "n_shot": 3, "n_query": 1, "seed": -1}, "6d05aa413043ea7b"),
+    ],
+)
+def test_episodes_are_what_they_were(
+    numbered: ClassDataset, kind: str, settings: dict[str, int], expected: str
+) -> None:
+    """Published figures name episodes by seed and number: a change of theirs is an error."""
+    data = numbered
+    if kind == "images":
+        images = (torch.arange(26 * 12) % 251).to(torch.uint8).reshape(26, 1, 4, 3)
+        data = replace(numbered, examples=images, scale=1 / 255, split="meta_train")
+    batch = FewShotTasks(data, **settings).episodes(torch.tensor([0, 1, 2, 77, 10**12]))
+    assert digest(*batch.support, *batch.query) == expected
 
 
 def test_no_queries_are_possible(numbered: ClassDataset) -> None:

@@ -1,9 +1,8 @@
-"""Files from elsewhere: limits, damage, and writes that are whole or not at all."""
+"""Files from elsewhere: limits and damage."""
 
 from __future__ import annotations
 
 import http.client
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from tegu.datasets import archives
-from tegu.datasets.archives import content_digest, download, read_members, write_atomic
+from tegu.datasets.archives import content_digest, download, read_members
 from tegu.errors import InputError
 
 WANTED = re.compile(r"part/[a-z]+\.txt")
@@ -69,22 +68,6 @@ def test_the_digest_is_of_names_and_contents() -> None:
     assert content_digest(dict(reversed(FILES.items()))) == digest
     assert content_digest({**FILES, "part/a.txt": b"One"}) != digest
     assert content_digest({**FILES, "part/d.txt": b""}) != digest
-
-
-def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "new" / "file"
-    write_atomic(path, b"old")
-
-    def full(*_: object) -> NoReturn:
-        raise OSError("no space")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_an_answer_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,7 @@ def test_evaluation_starts_from_the_carried_state(tasks: dict[str, FewShotTasks]
         before = {k: v.clone() for k, v in start.items()}
         state = learner.adapt(start, support, keys.key(0))
         torch.testing.assert_close(start, before, rtol=0, atol=0)
-        moved.append(float((state["weights"]["layers.0.weight"] - start["layers.0.weight"]).norm()))
+        moved.append(float((state["weights"]["body.1.weight"] - start["body.1.weight"]).norm()))
     assert moved[0] > 1e-3
     assert moved[1] < 1e-6 * moved[0]
 

@@ -1,35 +1,18 @@
-"""Networks: patches against torch's convolution, sizes, and seeded starts."""
+"""Networks: sizes, seeded starts, and weights of their own for each task."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import vmap
 
+from tegu.errors import InputError
 from tegu.models import Conv4, Mlp
-from tegu.models.conv4 import StridedConv, patches
-
-
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (7, 7), (6, 5), (1, 4), (1, 1), (2, 3)])
-def test_patches_times_weights_are_a_convolution(height: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, height, width, 2, generator=generator, dtype=torch.float64)
-    conv = StridedConv(2, 5, generator=generator).double()
-    kernel = conv.weight.reshape(3, 3, 2, 5).permute(3, 2, 0, 1)
-    expected = F.conv2d(x.permute(0, 3, 1, 2), kernel, stride=2, padding=1)
-    torch.testing.assert_close(conv(x), expected.permute(0, 2, 3, 1))
-
-
-def test_patches_by_hand() -> None:
-    """The four 3x3 windows of 1 to 9 at stride 2, zero outside."""
-    x = torch.arange(1.0, 10).reshape(1, 3, 3, 1)
-    assert patches(x).reshape(4, 9).tolist() == [
-        [0, 0, 0, 0, 1, 2, 0, 4, 5],
-        [0, 0, 0, 2, 3, 0, 5, 6, 0],
-        [0, 4, 5, 0, 7, 8, 0, 0, 0],
-        [5, 6, 0, 8, 9, 0, 0, 0, 0],
-    ]
+from tegu.models.convolution import max_pool
 
 
 @pytest.mark.parametrize(
@@ -39,6 +22,7 @@ def test_sizes(size: int, channels: int, features: int) -> None:
     model = Conv4(5, channels=channels, size=size)
     x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     assert model.body(x).shape == (2, features)
+    assert model.feature_width == features
     assert model(x).shape == (2, 5)
     assert bool(model(x).isfinite().all())
 
@@ -48,6 +32,86 @@ def test_weights_of_the_omniglot_network() -> None:
     n = sum(p.numel() for p in Conv4(5).parameters())
     assert n == 9 * 64 + 3 * 9 * 64 * 64 + 4 * 2 * 64 + 2 * 2 * 64 * 5 + 5
     assert sum(p.numel() for p in Conv4(20).parameters()) == n + 15 * (2 * 2 * 64 + 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "side"), [(28, 1, 1), (32, 3, 2), (84, 3, 5), (47, 1, 2)]
+)
+def test_sizes_with_pooling(size: int, channels: int, side: int) -> None:
+    model = Conv4(5, channels=channels, size=size, width=4, pool=True)
+    x = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    assert model.body(x).shape == (2, side * side * 4)
+    assert model.feature_width == side * side * 4
+    assert model(x).shape == (2, 5)
+
+
+def test_pooled_network_is_what_torchs_layers_make() -> None:
+    model = Conv4(5, channels=3, size=33, width=(4, 5, 12, 7), pool=True).double()
+    generator = torch.Generator().manual_seed(0)
+    for norm in model.body.norms:
+        norm.weight.data.uniform_(0.5, 2, generator=generator)
+        norm.bias.data.uniform_(-1, 1, generator=generator)
+    x = torch.rand(6, 3, 33, 33, generator=generator, dtype=torch.float64)
+    h = x
+    for conv, norm in zip(model.body.convs, model.body.norms, strict=True):
+        kernel = conv.weight.reshape(3, 3, h.shape[1], -1).permute(3, 2, 0, 1)
+        h = F.conv2d(h, kernel, padding=1)
+        h = F.batch_norm(h, None, None, norm.weight, norm.bias, training=True, eps=1e-5)
+        h = nn.MaxPool2d(2)(F.relu(h))
+    features = h.permute(0, 2, 3, 1).flatten(1)
+    assert features.shape == (6, 2 * 2 * 7)
+    torch.testing.assert_close(model.body(x), features)
+    torch.testing.assert_close(model(x), features @ model.head.weight.T + model.head.bias)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 4)])
+def test_max_pool_is_torchs(height: int, width: int) -> None:
+    x = torch.randn(2, height, width, 3, generator=torch.Generator().manual_seed(0))
+    if height == 1:
+        assert max_pool(x).shape == (2, 0, 2, 3)
+        return
+    expected = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(max_pool(x), expected, rtol=0, atol=0)
+
+
+def test_max_pool_has_right_derivatives_of_both_orders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 4, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def cubed(x: Tensor) -> Tensor:
+        return max_pool(x).pow(3)
+
+    assert torch.autograd.gradcheck(cubed, x)
+    assert torch.autograd.gradgradcheck(cubed, x)
+
+
+def test_max_pool_shares_a_gradient_among_equals() -> None:
+    x = torch.tensor([[1.0, 3.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
+    found = torch.func.grad(lambda x: max_pool(x).sum())(x)
+    assert found.flatten().tolist() == [0, 0.5, 0.5, 0]
+
+
+def test_no_head() -> None:
+    for model, x in (
+        (Conv4(0, size=16, width=4), torch.rand(2, 1, 16, 16)),
+        (Mlp(4, 0, hidden=(3,)), torch.rand(2, 4)),
+    ):
+        assert not any(name.startswith("head") for name in model.state_dict())
+        assert torch.equal(model(x), model.body(x))
+        assert model(x).shape == (2, model.feature_width)
+    assert Mlp(4, 2, hidden=()).feature_width == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"width": (4, 4, 4)}, r"3 widths for a Conv4; expected one for all layers, or four"),
+        ({"size": 15, "pool": True}, r"images of 15 pixels for a Conv4 with pooling"),
+    ],
+)
+def test_what_cannot_be_built(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Conv4(5, **settings)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +132,12 @@ def test_glorots_bound() -> None:
         assert float(p.var()) == pytest.approx(bound**2 / 3, rel=0.1)
 
 
-def test_a_network_under_vmap_with_weights_of_its_own_per_task() -> None:
-    models = [Conv4(3, size=8, width=4, seed=s).double() for s in range(3)]
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_network_under_vmap_with_weights_of_its_own_per_task(pool: bool) -> None:
+    models = [Conv4(3, size=16, width=9, pool=pool, seed=s).double() for s in range(3)]
     stacked = {k: torch.stack([m.state_dict()[k] for m in models]) for k in models[0].state_dict()}
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(3, 5, 1, 8, 8, generator=generator, dtype=torch.float64)
+    x = torch.rand(3, 5, 1, 16, 16, generator=generator, dtype=torch.float64)
     together = vmap(lambda w, x: torch.func.functional_call(models[0], w, (x,)))(stacked, x)
     alone = torch.stack([model(images) for model, images in zip(models, x, strict=True)])
     torch.testing.assert_close(together, alone)

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import os
 import re
-import tempfile
 import time
 import urllib.request
 import zipfile
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tegu.errors import InputError
+from tegu.files import write_atomic
 
 _MAX_MEMBERS = 100_000
 _MAX_MEMBER = 2**16  # bytes
@@ -28,25 +28,6 @@ def cache_folder() -> Path:
     """Where downloads and decoded images are kept: `$XDG_CACHE_HOME/tegu`, else `~/.cache/tegu`."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "tegu"
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, making its folder if need be.
-
-    Raises:
-        OSError: the folder or the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def read_members(source: Path, wanted: re.Pattern[str], url: str) -> dict[str, bytes]:

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tegu.datasets.archives import cache_folder, write_atomic
+from tegu.datasets.archives import cache_folder
 from tegu.datasets.classes import ClassDataset
+from tegu.files import write_atomic
 
 
 def cached_tensors(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

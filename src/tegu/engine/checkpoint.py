@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tegu.errors import InputError
+from tegu.files import write_atomic
 
 FORMAT = "tegu-checkpoint-1"
 LARGEST = 16 << 30  # bytes that a checkpoint may have
@@ -57,26 +55,14 @@ class Checkpoint:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either the old one or the new one, whenever the machine stops.
+    """Writes a file of a run or a result, whole or not at all; see `tegu.files`.
 
     Raises:
         InputError: the disk has no room, or the folder cannot be written.
     """
-    temporary = None
     try:
-        if path.parent.is_file():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_atomic(path, data)
     except OSError as failure:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written: {failure.strerror or failure}",
             f"a folder that can be written, with {len(data):,} bytes free",

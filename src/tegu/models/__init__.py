@@ -1,7 +1,10 @@
 """Networks as plain modules; any `torch.nn.Module` of yours will do as well."""
 
 from tegu.models.conv4 import Conv4
+from tegu.models.convolution import Conv
 from tegu.models.mlp import Mlp
 from tegu.models.norm import BatchNorm
+from tegu.models.resnet12 import ResNet12
+from tegu.models.wrn import WideResNet
 
-__all__ = ["BatchNorm", "Conv4", "Mlp"]
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "WideResNet"]

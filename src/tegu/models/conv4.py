@@ -1,126 +1,115 @@
-"""The four-layer convolutional network of the few-shot literature.
-
-Convolutions are matrix products over patches in channels-last order: under
-`vmap` with a set of weights per task they become one batched product, where
-grouped convolutions are slow.
-"""
+"""The four-layer convolutional network of the few-shot literature."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tegu.errors import InputError
+from tegu.models.convolution import Conv, max_pool
+from tegu.models.linear import Linear
 from tegu.models.norm import BatchNorm
 
 
-def patches(x: Tensor) -> Tensor:
-    """3x3 neighbourhoods at stride 2, padded by one: what a convolution multiplies.
-
-    Args:
-        x: shape (B, H, W, C).
-
-    Returns:
-        Shape (B, ceil(H/2), ceil(W/2), 9C), taps in row-major order.
-    """
-    batch, height, width, channels = x.shape
-    if height % 2 or width % 2:
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-    # Rows and columns by parity: a stride of 2 turns into slices without one.
-    x = x.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
-    top, bottom = x[:, :, 0], x[:, :, 1]
-    above = F.pad(bottom[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
-    taps = []
-    for row in (above, top, bottom):
-        left, right = row[:, :, :, 0], row[:, :, :, 1]
-        taps += [F.pad(right[:, :, :-1], (0, 0, 1, 0)), left, right]
-    return torch.cat(taps, -1)
-
-
-class StridedConv(nn.Module):
-    """3x3 convolution with stride 2, as a product with patches.
-
-    No bias: the normalisation that follows would cancel it exactly. Weight
-    shape (9 * in, out), rows in the order of `patches`.
-    """
-
-    def __init__(self, in_width: int, out_width: int, *, generator: torch.Generator) -> None:
-        super().__init__()
-        bound = (6 / (9 * (in_width + out_width))) ** 0.5  # Glorot's uniform bound
-        weight = torch.empty(9 * in_width, out_width)
-        self.weight = nn.Parameter(weight.uniform_(-bound, bound, generator=generator))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shape (B, H, W, in) to (B, ceil(H/2), ceil(W/2), out)."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))  # rounded once, not in each of nine copies
-        columns = patches(x)
-        return (columns.flatten(0, 2) @ self.weight).reshape(*columns.shape[:3], -1)
-
-
-class Linear(nn.Linear):
-    """Dense layer with Glorot's uniform start and a zero bias, from a generator."""
-
-    def __init__(self, in_width: int, out_width: int, *, generator: torch.Generator) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = in_width, out_width
-        weight = torch.empty(out_width, in_width)
-        nn.init.xavier_uniform_(weight, generator=generator)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(out_width))
-
-
 class Body(nn.Module):
-    """Four times convolution, batch normalisation, ReLU: image to features."""
+    """Four times convolution, batch normalisation, ReLU, and pooling or none: image to features."""
 
-    def __init__(self, channels: int, width: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, channels: int, widths: Sequence[int], *, pool: bool, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        widths = [channels, width, width, width, width]
+        self.pool = pool
         self.convs = nn.ModuleList(
-            StridedConv(a, b, generator=generator) for a, b in pairwise(widths)
+            Conv(a, b, stride=1 if pool else 2, generator=generator)
+            for a, b in pairwise([channels, *widths])
         )
-        self.norms = nn.ModuleList(BatchNorm(width) for _ in range(4))
+        eps = 1e-5 if pool else 1e-3
+        self.norms = nn.ModuleList(BatchNorm(width, eps=eps) for width in widths)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to features (B, D)."""
         x = x.permute(0, 2, 3, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
+            if self.pool:
+                x = max_pool(x)
         return x.flatten(1)
 
 
 class Conv4(nn.Module):
-    """Conv-4 with strides instead of pooling, as Reptile used on Omniglot.
+    """Conv-4, with strides as Reptile used it on Omniglot, or with max-pooling, the classic.
 
     Args:
-        n_way: number of outputs N.
+        n_way: number of outputs N; 0 for none, so that a pass returns features.
         channels: of the images, 1 or 3.
         size: height and width of the images, pixels.
-        width: filters per layer.
+        width: filters per layer, one number or four; R2D2 had (96, 192, 384, 512).
+        pool: False: convolutions of stride 2 (28 pixels become 2 x 2). True:
+            stride 1, and a 2 x 2 max-pooling after each ReLU (28 pixels become
+            1 x 1, 32 become 2 x 2, 84 become 5 x 5).
         seed: of the initial weights (Glorot uniform, as TensorFlow's layers).
 
+    Attributes:
+        body: the module from images to features.
+        head: the dense layer behind it.
+        feature_width: D, numbers in the features of one image.
+
     Reference:
-        Nichol et al. (2018), arXiv:1803.02999, and its published code.
+        pool=False: Nichol et al. (2018), arXiv:1803.02999, and its published code.
         Differs from it: the convolutions have no bias, which batch
         normalisation would cancel; where a size is even, the row and column
         of padding are at the top left, not at the bottom right.
+        pool=True: Vinyals et al. (2016), arXiv:1606.04080, section 4.1; Snell et
+        al. (2017), arXiv:1703.05175, section 3. Differs from their code: no bias,
+        and Glorot's initial weights. The variance's epsilon is 1e-5, torch's; it
+        is 1e-3, TensorFlow's, with strides. R2D2's network (Bertinetto et al.
+        2019, arXiv:1805.08136) has leaky ReLUs, dropout and features of two
+        layers besides its widths; those are not here.
+
+    Example:
+        >>> Conv4(5, channels=3, size=32, pool=True).feature_width
+        256
+        >>> Conv4(0)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 256])
     """
 
     def __init__(
-        self, n_way: int, *, channels: int = 1, size: int = 28, width: int = 64, seed: int = 0
+        self,
+        n_way: int,
+        *,
+        channels: int = 1,
+        size: int = 28,
+        width: int | Sequence[int] = 64,
+        pool: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        widths = [width] * 4 if isinstance(width, int) else list(width)
+        if len(widths) != 4:
+            raise InputError(
+                f"{len(widths)} widths for a Conv4",
+                "one for all layers, or four",
+                "Pass width=64, or width=(96, 192, 384, 512).",
+            )
+        if pool and size < 16:
+            raise InputError(
+                f"images of {size} pixels for a Conv4 with pooling",
+                "16 or more, since it halves them four times",
+                "Pass pool=False, or larger images.",
+            )
         generator = torch.Generator().manual_seed(seed)
-        side = size
-        for _ in range(4):
-            side = (side + 1) // 2
-        self.body = Body(channels, width, generator=generator)
-        self.head = Linear(side * side * width, n_way, generator=generator)
+        side = size // 16 if pool else -(-size // 16)
+        self.feature_width = side * side * widths[-1]
+        self.body = Body(channels, widths, pool=pool, generator=generator)
+        self.head = (
+            Linear(self.feature_width, n_way, generator=generator) if n_way else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), floating, to scores (B, N)."""
+        """Images (B, C, H, W), floating, to scores (B, N), or to features (B, D)."""
         out: Tensor = self.head(self.body(x))
         return out

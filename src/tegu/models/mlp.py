@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu.errors import unknown
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class Mlp(nn.Module):
@@ -17,10 +17,19 @@ class Mlp(nn.Module):
 
     Args:
         in_width: size of an input, flattened.
-        out_width: number of outputs.
+        out_width: number of outputs; 0 for none, so that a pass returns features.
         hidden: width of each hidden layer.
         activation: "relu" or "tanh".
         seed: of the initial weights (torch's default for dense layers).
+
+    Attributes:
+        body: flattens inputs, and all layers but the last.
+        head: the last layer.
+        feature_width: D, the width of the last hidden layer.
+
+    Example:
+        >>> [name for name, _ in Mlp(4, 2, hidden=(8,)).named_parameters()]
+        ['body.1.weight', 'body.1.bias', 'head.weight', 'head.bias']
     """
 
     def __init__(
@@ -33,27 +42,27 @@ class Mlp(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
         generator = torch.Generator().manual_seed(seed)
-        widths = [in_width, *hidden, out_width]
-        self.layers = nn.ModuleList()
-        for a, b in pairwise(widths):
-            layer = torch.nn.utils.skip_init(nn.Linear, a, b)
-            for parameter in layer.parameters():
-                parameter.detach().uniform_(-(a**-0.5), a**-0.5, generator=generator)
-            self.layers.append(layer)
-        known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "tanh": torch.tanh}
-        if activation not in known:
-            raise unknown("activation", activation, known)
-        self.activation = known[activation]
-
-    def body(self, x: Tensor) -> Tensor:
-        """Inputs (B, ...) to the last hidden layer (B, hidden[-1])."""
-        x = x.flatten(1)
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return x
+        layers: list[nn.Module] = [nn.Flatten()]
+        self.feature_width = in_width
+        for width in hidden:
+            layers += [_dense(self.feature_width, width, generator), ACTIVATIONS[activation]()]
+            self.feature_width = width
+        self.body = nn.Sequential(*layers)
+        self.head: nn.Module = nn.Identity()
+        if out_width:
+            self.head = _dense(self.feature_width, out_width, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, ...) to outputs (B, out_width)."""
-        out: Tensor = self.layers[-1](self.body(x))
+        """Inputs (B, ...) to outputs (B, out_width), or to features (B, D)."""
+        out: Tensor = self.head(self.body(x))
         return out
+
+
+def _dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
+    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, in_width, out_width)
+    for parameter in layer.parameters():
+        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
+    return layer

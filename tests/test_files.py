@@ -1,0 +1,47 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from tegu.files import write_atomic
+
+
+def test_a_file_and_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    for data in (b"old", b"new"):
+        write_atomic(path, data)
+        assert path.read_bytes() == data
+    assert list(path.parent.iterdir()) == [path]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("failure", [OSError("no space"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file(
+    call: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomic(path, b"old")
+
+    def fails(*_: object) -> NoReturn:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        with pytest.raises(type(failure)):
+            write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("mine")
+    for path in (tmp_path / "f" / "c", tmp_path / "f" / "c" / "d"):
+        with pytest.raises(NotADirectoryError):
+            write_atomic(path, b"x")
+    assert (tmp_path / "f").read_text() == "mine"
