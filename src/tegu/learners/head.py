@@ -32,6 +32,8 @@ class Head(Learner):
     """
 
     tracks: ClassVar[bool] = True
+    headless: ClassVar[bool] = True
+    regresses: ClassVar[bool] = False
 
     n_way: int = 5
 

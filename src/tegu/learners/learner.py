@@ -15,7 +15,7 @@ knows the engine, and no function changes its arguments or the model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
@@ -66,6 +66,10 @@ class Learner:
 
     name: ClassVar[str]
     tracks: ClassVar[bool] = False  # whether running statistics are meta-learned
+    headless: ClassVar[bool] = False  # whether the model is asked for features alone
+    regresses: ClassVar[bool] = True  # whether targets may be numbers rather than classes
+    # Settings to start meta-training from, by dotted key of a recipe.
+    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
 
     model: nn.Module = field(repr=False)
     loss: Loss = field(default=cross_entropy, repr=False)
