@@ -207,8 +207,23 @@ CASES = {
     "activation": Case(
         f"{NEW} --model mlp --set model.activation=rely", "'rely'", "relu, tanh", "mean 'relu'?"
     ),
+    "classes wanted": Case(
+        "train --learner protonet --data sinusoids",
+        "protonet on sinusoids",
+        "compares examples",
+        "protonet on glyphs, or maml on sinusoids",
+    ),
+    "numbers wanted": Case(
+        "train --learner joint --data glyphs",
+        "joint on glyphs",
+        "pooled over tasks",
+        "joint on sinusoids, or reptile on glyphs",
+    ),
     "model and data": Case(
-        "train --data sinusoids", "conv4 on sinusoids", "single numbers", "model.name=mlp"
+        "train --data sinusoids --model conv4",
+        "conv4 on sinusoids",
+        "single numbers",
+        "model.name=mlp",
     ),
     "data set": Case(
         f"{NEW} --data omniglott", "data set 'omniglott'", "one of glyphs", "mean 'omniglot'?"

@@ -27,7 +27,7 @@ EPILOG = """\
 examples:
   tegu quickstart
   tegu train reptile-glyphs --run runs/mine --set learner.inner_lr=0.002
-  tegu train --data omniglot --data-dir ~/data --meta-iterations 5000 --run runs/omniglot
+  tegu train --learner protonet --data omniglot --data-dir ~/data --run runs/omniglot
   tegu train reptile-glyphs --run runs/mine --resume
   tegu evaluate runs/mine --episodes 2000 --json
   tegu reproduce reptile-omniglot-5way
@@ -90,7 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE", help="result file (default: in that folder)"
     )
     train = made["train"]
-    train.add_argument("recipe", nargs="?", default="reptile-glyphs", help="name, or a TOML file")
+    train.add_argument(
+        "recipe",
+        nargs="?",
+        help="name, or a TOML file (default: usual settings for the learner and the data)",
+    )
     for flag, text in {
         "--learner": "algorithm",
         "--data": "data set",

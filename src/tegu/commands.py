@@ -33,7 +33,14 @@ Outcome = tuple[dict[str, Any], str]
 
 def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Meta-learning into a run folder, with pictures of how it went."""
-    job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
+    if arguments.recipe is None:
+        data, learner = overrides.get("data.name", "glyphs"), overrides.get("learner.name")
+        if learner is None:
+            learner = "maml" if data == "sinusoids" else "reptile"
+        recipe = recipes.starting(str(learner), str(data), overrides)
+    else:
+        recipe = recipes.load(arguments.recipe, overrides)
+    job = Job(recipe, arguments.data_dir)
     job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
     _, last, pictures = _train(job, folder, resume=arguments.resume)

@@ -45,6 +45,7 @@ class Job:
             raise unknown("data set", self.recipe.data.name, SOURCES)
         if self.recipe.model.name not in MODELS:
             raise unknown("model", self.recipe.model.name, MODELS)
+        self._check_pair()
         if self.regression and self.recipe.model.name == "conv4":
             raise InputError(
                 "the model conv4 on sinusoids",
@@ -69,6 +70,23 @@ class Job:
             )
         if self.recipe.engine.threads > 0:
             torch.set_num_threads(self.recipe.engine.threads)
+
+    def _check_pair(self) -> None:
+        """Classes for a learner of classes, numbers for one of numbers."""
+        name, data = self.recipe.learner["name"], self.recipe.data.name
+        cls = LEARNERS[name]
+        if self.regression and not cls.regresses:
+            raise InputError(
+                f"{name} on {data}, whose targets are numbers",
+                "classes, which it compares examples by",
+                f"Take {name} on glyphs, or maml on {data}.",
+            )
+        if not self.regression and not cls.classifies:
+            raise InputError(
+                f"{name} on {data}, whose classes are named anew in each task",
+                "numbers: pooled over tasks, such names mean nothing",
+                f"Take {name} on sinusoids, or reptile on {data}.",
+            )
 
     @property
     def regression(self) -> bool:

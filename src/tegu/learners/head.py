@@ -6,8 +6,9 @@ algorithm fills in `fit` and `score`, both in closed form on features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,13 @@ class Head(Learner):
     tracks: ClassVar[bool] = True
     headless: ClassVar[bool] = True
     regresses: ClassVar[bool] = False
+    start: ClassVar[Mapping[str, Any]] = {
+        "learner.normalisation": "running",
+        "train.outer_lr": 0.001,
+        "train.meta_batch": 1,
+        "train.n_way": 20,
+        "train.n_query": 5,
+    }
 
     n_way: int = 5
 

@@ -27,6 +27,7 @@ class Joint(FineTune):
     """
 
     name: ClassVar[str] = "joint"
+    classifies: ClassVar[bool] = False
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss of the shared weights themselves, unadapted, on the whole episode."""

@@ -67,9 +67,11 @@ class Learner:
     name: ClassVar[str]
     tracks: ClassVar[bool] = False  # whether running statistics are meta-learned
     headless: ClassVar[bool] = False  # whether the model is asked for features alone
-    regresses: ClassVar[bool] = True  # whether targets may be numbers rather than classes
-    # Settings to start meta-training from, by dotted key of a recipe.
+    classifies: ClassVar[bool] = True  # whether targets may be classes, named anew in each task
+    regresses: ClassVar[bool] = True  # whether targets may be numbers
+    # Settings to start from, by dotted key of a recipe: for classes, and for numbers.
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
+    start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
 
     model: nn.Module = field(repr=False)
     loss: Loss = field(default=cross_entropy, repr=False)

@@ -9,8 +9,9 @@ of deep networks, arXiv:1703.03400, algorithm 2:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -35,6 +36,19 @@ class Maml(FineTune):
     """
 
     name: ClassVar[str] = "maml"
+    start: ClassVar[Mapping[str, Any]] = {
+        "learner.normalisation": "transductive",
+        "train.outer_lr": 0.001,
+        "train.meta_batch": 8,
+        "train.n_query": 5,
+    }
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        "learner.inner_lr": 0.01,
+        "train.outer_lr": 0.001,
+        "train.meta_batch": 25,
+        "train.n_shot": 10,
+        "train.n_query": 10,
+    }
 
     inner_optimiser: str = "sgd"
     inner_lr: float = 0.4

@@ -10,8 +10,9 @@ where epsilon falls linearly from `outer_lr` to 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,16 @@ class Reptile(FineTune):
     """
 
     name: ClassVar[str] = "reptile"
+    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 1.0, "train.n_shot": 10}
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        "learner.inner_optimiser": "sgd",
+        "learner.inner_lr": 0.02,
+        "learner.inner_steps": 10,
+        "learner.eval_steps": 32,
+        "learner.eval_batch": 10,
+        "train.outer_lr": 0.3,
+        "train.n_shot": 100,
+    }
 
     carry: bool = True
     summed: bool = True

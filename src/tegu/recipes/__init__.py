@@ -186,6 +186,42 @@ def load(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     return parse(raw, overrides or {})
 
 
+def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A recipe to start from, for a learner on a data set: its class knows the settings.
+
+    Args:
+        learner: one of `tegu.learners.LEARNERS`.
+        data: a data set's name.
+        overrides: as for `load`.
+
+    Raises:
+        InputError: no such learner or setting.
+    """
+    if learner not in LEARNERS:
+        raise unknown("learner", learner, LEARNERS)
+    cls, numbers = LEARNERS[learner], data == "sinusoids"
+    settings = {"train.n_shot": 1, **(cls.start_numbers if numbers else cls.start)}
+    raw: dict[str, Any] = {
+        "name": re.sub(r"[^\w.-]+", "p", f"{learner}-{data}"),
+        "title": f"{learner} on {data}",
+        "data": {"name": data},
+        "model": {"name": "mlp", "hidden": [40, 40]} if numbers else {"name": "conv4"},
+        "learner": {"name": learner},
+        "train": {"validate_every": 100},
+    }
+    if data == "omniglot":
+        raw["data"]["partition"] = "vinyals"  # which has a validation split
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        raw[section][name] = value
+    mode = raw["learner"].get("normalisation", "support")
+    cells = [{"n_shot": 10, "n_query": 50}]
+    if not numbers:
+        cells = [{"n_way": 5, "n_shot": k, "n_query": 1, "normalisation": mode} for k in (1, 5)]
+    raw["evaluate"] = {"cells": cells}
+    return parse(raw, overrides or {})
+
+
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe from plain data, as TOML or JSON hold it."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
