@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "meta-learn from a recipe, or from settings of your own",
     "evaluate": "learn unseen tasks with what a run meta-learned, and score them",
     "reproduce": "train and evaluate a published result",
+    "leaderboard": "compare all learners at one budget",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
 }
@@ -31,6 +32,7 @@ examples:
   tegu train reptile-glyphs --run runs/mine --resume
   tegu evaluate runs/mine --episodes 2000 --json
   tegu reproduce reptile-omniglot-5way
+  tegu leaderboard --data glyphs --seconds 60
 
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         name: commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         for name, text in COMMANDS.items()
     }
-    for name in ("quickstart", "train", "evaluate", "reproduce", "recipes", "info"):
+    for name in COMMANDS:
         made[name].add_argument(
             "--json", action="store_true", help="print one JSON document on standard output"
         )
@@ -116,9 +118,38 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = made["evaluate"]
     evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
+    _leaderboard(made["leaderboard"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
+
+
+def _leaderboard(one: argparse.ArgumentParser) -> None:
+    for flag, what in (("--learner", "this learner"), ("--data", "this data set")):
+        one.add_argument(
+            flag, action="append", metavar="NAME", help=f"{what} only; may be repeated"
+        )
+    for flag, kind, default, text in (
+        ("--seconds", float, 180.0, "training time of each learner on each data set"),
+        ("--episodes", int, 1000, "unseen tasks for each figure"),
+        ("--seed", int, 0, "seed of everything random"),
+        ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
+        ("--precision", str, "fp32", "fp32 or bf16"),
+        ("--device", str, "cpu", "cpu or cuda"),
+    ):
+        text = f"{text} (default: {default})"
+        one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
+    one.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data sets here first")
+    one.add_argument(
+        "--run", type=Path, metavar="DIR", help="folder of entries (default: runs/leaderboard)"
+    )
+    one.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="result file (default: benchmarks/results/leaderboard.json where that folder "
+        "exists, else in that folder)",
+    )
 
 
 SHORT = {
@@ -194,6 +225,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command in ("recipes", "info"):
             document, text = handler(arguments)
+        elif arguments.command == "leaderboard":
+            document, text = handler(arguments, {})
         else:
             document, text = handler(arguments, _overrides(arguments))
     except Interrupted as stop:

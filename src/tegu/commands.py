@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from tegu import leaderboard as board
 from tegu import recipes, report
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
@@ -20,9 +21,10 @@ from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
-from tegu.errors import InputError
+from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.job import Job, alike
+from tegu.leaderboard import Budget
 from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
@@ -144,6 +146,72 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
     output = arguments.run / "evaluation.json"
     report.write_result(output, document)
     return document, f"{report.table(cells)}\nresult: {output}"
+
+
+def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """All learners at one budget, each in a process of its own."""
+    budget = Budget(
+        seconds=arguments.seconds,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        device=arguments.device,
+    )
+    learners = arguments.learner or board.contenders()
+    for name in learners:
+        if name not in board.contenders():
+            raise unknown("learner of classes", name, board.contenders())
+    boards = arguments.data or ["omniglot", "cifar-fs"]
+    folder = arguments.run or Path("runs/leaderboard")
+    shared = Path("benchmarks/results")
+    output = arguments.output or (shared if shared.is_dir() else folder) / "leaderboard.json"
+    _check_output(output)
+    with bar("leaderboard", len(learners) * len(boards), unit="entries") as tell:
+        document = board.run(
+            learners,
+            boards,
+            budget,
+            folder,
+            data_dir=arguments.data_dir,
+            command=f"tegu leaderboard{_board_settings(arguments)}",
+            progress=lambda done, _total, note: tell(done, note),
+        )
+    report.write_result(output, document)
+    pictures = []
+    for data in boards:
+        for n_shot in board.BOARDS[data].shots:
+            pictures.append(folder / f"{data}-{n_shot}-shot.png")
+            _picture_board(document, data, n_shot, pictures[-1])
+    text = [report.table(document["cells"]), *_listed(pictures), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def _board_settings(arguments: argparse.Namespace) -> str:
+    default = Budget()
+    words = [f" --learner {name}" for name in arguments.learner or ()]
+    words += [f" --data {name}" for name in arguments.data or ()]
+    for key, value in vars(default).items():
+        if (given := getattr(arguments, key)) != value:
+            words.append(f" --{key} {given:g}" if key == "seconds" else f" --{key} {given}")
+    return "".join(words)
+
+
+def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path) -> None:
+    """Each learner's honest figure: without transduction where there is one."""
+    rows: dict[str, tuple[str, float, float, float]] = {}
+    for one in document["cells"]:
+        protocol = one["protocol"]
+        if (protocol["data"], protocol["n_shot"]) != (data, n_shot):
+            continue
+        name = protocol["learner"]
+        rows.setdefault(name, (name, one["value"], one["ci95"], one["cost"]["adapt_ms"]))
+    way = board.BOARDS[data].n_way
+    report.tradeoff(
+        list(rows.values()),
+        path,
+        title=f"{data}, {way}-way {n_shot}-shot: what each learner reaches, and what a task costs",
+    )
 
 
 def list_recipes(arguments: argparse.Namespace) -> Outcome:
@@ -482,6 +550,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "train": train,
     "evaluate": evaluate_run,
     "reproduce": reproduce,
+    "leaderboard": leaderboard,
     "recipes": list_recipes,
     "info": info,
 }

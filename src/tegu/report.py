@@ -32,6 +32,7 @@ from tegu.errors import InputError, unknown
 
 PROTOCOL = ("data", "split", "n_way", "n_shot", "n_query", "normalisation", "learner")
 FIGURE = ("protocol", "metric", "value", "ci95", "episodes", "published", "source")
+COST = ("training_seconds", "meta_iterations", "adapt_ms", "peak_bytes", "state_bytes")
 TIMING = (
     "work",
     "rival",
@@ -140,7 +141,9 @@ def check(document: dict[str, Any]) -> None:
         if "metric" not in item:
             _exactly(item, TIMING, where)
             continue
-        _exactly(item, FIGURE, where)
+        _exactly({k: v for k, v in item.items() if k != "cost"}, FIGURE, where)
+        if "cost" in item:
+            _exactly(item["cost"], COST, f"the cost of {where}")
         for key in item["protocol"]:
             if key not in PROTOCOL:
                 raise unknown("protocol key", key, PROTOCOL)
@@ -308,9 +311,18 @@ def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
             ("metric", [""] * len(cells) if one else metrics),
             (metrics[0] if one else "value", [_value(c) for c in cells]),
             ("published", [shown(c["published"], c["metric"]) for c in cells]),
+            ("meta-iterations", [_cost(c, "meta_iterations", "{:,}") for c in cells]),
+            ("one task, ms", [_cost(c, "adapt_ms", "{:.3g}") for c in cells]),
+            ("peak, MiB", [_cost(c, "peak_bytes", "{:,.0f}", 1 << 20) for c in cells]),
+            ("a task's state, KiB", [_cost(c, "state_bytes", "{:,.3g}", 1 << 10) for c in cells]),
         ]
     kept = [(name, texts) for name, texts in columns if any(texts)]
     return [name for name, _ in kept], [list(row) for row in zip(*(t for _, t in kept))]  # noqa: B905
+
+
+def _cost(item: dict[str, Any], key: str, form: str, unit: int = 1) -> str:
+    value = item.get("cost", {}).get(key)
+    return "" if value is None else form.format(value / unit if unit > 1 else value)
 
 
 def _value(item: dict[str, Any]) -> str:
@@ -538,6 +550,64 @@ def comparison(
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(label)
         axes.set_xlim(0, 100 if percent else None)
+
+
+def tradeoff(
+    rows: Sequence[tuple[str, float, float, float]],
+    path: Path,
+    *,
+    title: str,
+    label: str = "one new task: learnt and answered, milliseconds",
+) -> None:
+    """Accuracy against what a task costs, a point with its interval for each row.
+
+    Args:
+        rows: name, accuracy from 0 to 1, half-width of its interval, milliseconds.
+        path: PNG to write.
+        title: what the picture shows.
+        label: of the axis of costs, which is logarithmic.
+    """
+    if not rows:
+        raise InputError("no rows to compare", "one or more", "Pass (name, value, ci95, ms) rows.")
+    for name, value, ci95, cost in rows:
+        _figure(f"the value of '{name}'", value, "accuracy")
+        _figure(f"the interval of '{name}'", ci95, "accuracy")
+        if not 0 < cost < math.inf:
+            raise InputError(f"the cost of '{name}' is {cost}", "above 0", "Time it again.")
+    ordered = sorted(rows, key=lambda row: -row[1])
+    with _picture(path, title, (8.5, 6.0)) as figure:
+        axes = figure.subplots()
+        for name, value, ci95, cost in ordered:
+            first = name == ordered[0][0]
+            axes.errorbar(
+                cost,
+                100 * value,
+                yerr=100 * ci95,
+                fmt="o",
+                markersize=6,
+                color=BLUE if first else FAINT,
+                elinewidth=1.2,
+            )
+        low = min(100 * (value - ci95) for _, value, ci95, _ in ordered)
+        high = max(100 * (value + ci95) for _, value, ci95, _ in ordered)
+        room = max(high - low, 1.0)
+        axes.set_ylim(low - 0.05 * room, high + 0.08 * room)
+        axes.set_xscale("log")
+        axes.set_xlim(min(r[3] for r in rows) / 1.5, max(r[3] for r in rows) * 4)
+        # Names stand right of their points, moved apart where points crowd.
+        places = _apart([-100 * row[1] for row in ordered], room / 26)
+        for (name, value, _, cost), place in zip(ordered, places, strict=True):
+            axes.annotate(
+                name,
+                (cost, 100 * value),
+                (cost * 1.12, -place),
+                fontsize=8.5,
+                va="center",
+                color=BLUE if name == ordered[0][0] else INK,
+                arrowprops={"arrowstyle": "-", "color": "#D5DBDF", "linewidth": 0.6},
+            )
+        axes.set_xlabel(label)
+        axes.set_ylabel("accuracy on unseen tasks, %")
 
 
 def episode(

@@ -1,0 +1,241 @@
+"""All learners at one budget: the same network, data, cores and seconds of training.
+
+Each entry, a learner on a data set, runs in a process of its own, so that its
+peak memory is its own too, and leaves a file behind; a leaderboard that was
+stopped goes on with the entries that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tegu import keys, recipes, report
+from tegu.engine.checkpoint import write_atomically
+from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.errors import InputError, unknown
+from tegu.job import Job
+from tegu.learners import LEARNERS
+
+REPEATS = 20  # timings of one task, after two that do not count
+
+
+@dataclass(frozen=True)
+class Board:
+    """A data set and the figures wanted on it.
+
+    Args:
+        n_way: classes of a test task.
+        shots: examples per class, a figure each.
+        settings: of the data and the network, by dotted key.
+    """
+
+    n_way: int
+    shots: tuple[int, ...]
+    settings: dict[str, Any]
+
+
+BOARDS = {
+    "omniglot": Board(20, (1,), {"data.partition": "vinyals", "model.name": "conv4"}),
+    "cifar-fs": Board(5, (1, 5), {"model.name": "conv4", "model.pool": True}),
+    "glyphs": Board(5, (1,), {"model.name": "conv4", "model.width": 32}),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every entry gets.
+
+    Args:
+        seconds: of meta-training, everything included.
+        episodes: test tasks for each figure.
+        seed: of weights, training tasks and random numbers.
+        precision: "fp32" or "bf16".
+        threads: processor threads; 0 for torch's own choice.
+        device: "cpu" or "cuda".
+    """
+
+    seconds: float = 180.0
+    episodes: int = 1000
+    seed: int = 0
+    precision: str = "fp32"
+    threads: int = 0
+    device: str = "cpu"
+
+
+def contenders() -> list[str]:
+    """Learners of classes, by name."""
+    return sorted(name for name, cls in LEARNERS.items() if cls.classifies)
+
+
+def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> Job:
+    """The training of one entry.
+
+    Raises:
+        InputError: no such learner or board, or data that are missing.
+    """
+    if data not in BOARDS:
+        raise unknown("leaderboard", data, BOARDS)
+    board = BOARDS[data]
+    settings: dict[str, Any] = {
+        **board.settings,
+        "train.meta_iterations": 10_000_000,
+        "train.seconds": float(budget.seconds),
+        "train.validate_every": 0,
+        "train.seed": budget.seed,
+        "evaluate.episodes": budget.episodes,
+        "engine.precision": budget.precision,
+        "engine.threads": budget.threads,
+        "engine.device": budget.device,
+        "engine.compile": "off",
+    }
+    recipe = recipes.starting(learner, data, settings)
+    own = "n_way" in LEARNERS[learner].__dataclass_fields__
+    n_way = recipe.train.n_way if own else board.n_way
+    mode = recipe.learner["normalisation"]
+    modes = ("running",) if mode == "running" else ("support", "transductive")
+    cells = tuple(
+        recipes.Cell(n_way=board.n_way, n_shot=shot, n_query=1, normalisation=name)
+        for shot in board.shots
+        for name in modes
+    )
+    recipe = replace(
+        recipe,
+        train=replace(recipe.train, n_way=n_way),
+        evaluate=replace(recipe.evaluate, cells=cells),
+    )
+    return Job(recipe, data_dir)
+
+
+def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> dict[str, Any]:
+    """Trains, scores and times one learner: {"cells": [...], "training": {...}}."""
+    one = job(learner, data, budget, data_dir)
+    one.check()
+    params, last = one.train(None)
+    training = {
+        "seconds": round(last.seconds, 1),
+        "meta_iterations": last.iteration,
+        "peak_bytes": report.peak_bytes(),
+    }
+    cells = []
+    for cell, result in one.evaluate(params):
+        chosen = one.judge(cell)
+        adapt_ms, state_bytes = _task(one, cell, Vectorised(chosen), params)
+        protocol: dict[str, Any] = {
+            "data": data,
+            "n_way": cell.n_way,
+            "n_shot": cell.n_shot,
+            "n_query": cell.n_query,
+            "learner": learner,
+        }
+        cost = {
+            "training_seconds": training["seconds"],
+            "meta_iterations": training["meta_iterations"],
+            "adapt_ms": adapt_ms,
+            "peak_bytes": training["peak_bytes"],
+            "state_bytes": state_bytes,
+        }
+        cells.append({**report.cell(result, **protocol), "cost": cost})
+    return {"cells": cells, "training": training}
+
+
+def _task(one: Job, cell: Any, engine: Vectorised, params: Any) -> tuple[float, int]:
+    """Milliseconds to learn one task and answer its queries, and bytes of what was learned."""
+    tasks = one.tasks("meta_test", n_way=cell.n_way, n_shot=cell.n_shot, n_query=1, seed=7)
+    batch = tasks.episodes(torch.arange(1))
+    at = keys.key(0, device=batch.support.x.device).reshape(1)
+    took = []
+    for _ in range(REPEATS + 2):
+        began = time.perf_counter()
+        state = engine.adapt(params, batch.support, at)
+        engine.predict(params, state, batch.query).sum().item()  # waits for a GPU
+        took.append(1e3 * (time.perf_counter() - began))
+    size = sum(x.numel() * x.element_size() for x in tensors_of(state))
+    return statistics.median(took[2:]), size
+
+
+def _child(send: Any, *arguments: Any) -> None:
+    try:
+        send.send(("done", entry(*arguments)))
+    except InputError as error:
+        send.send(("refused", (error.given, error.expected, error.todo)))
+
+
+def _apart(*arguments: Any) -> dict[str, Any]:
+    """`entry` in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(send, *arguments))
+    process.start()
+    send.close()
+    try:
+        kind, outcome = receive.recv()
+    except EOFError:
+        process.join()
+        raise InputError(
+            f"{arguments[0]} on {arguments[1]} ended without a result "
+            f"(exit code {process.exitcode})",
+            "a process that has memory enough",
+            "Look at what it printed; lower the budget or leave that learner out.",
+        ) from None
+    finally:
+        if process.is_alive():
+            process.join(10)
+        if process.is_alive():
+            process.terminate()
+    if kind == "refused":
+        raise InputError(*outcome)
+    found: dict[str, Any] = outcome
+    return found
+
+
+def run(
+    learners: Iterable[str],
+    boards: Iterable[str],
+    budget: Budget,
+    folder: Path,
+    *,
+    data_dir: Path | None = None,
+    command: str = "tegu leaderboard",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """The whole leaderboard as a result document; finished entries are taken from `folder`.
+
+    Args:
+        learners: names.
+        boards: data sets.
+        budget: of each entry.
+        folder: one file an entry, so that nothing is measured twice.
+        data_dir: a folder of data sets to look in first.
+        command: for the document.
+        progress: told how many of how many entries are done, and the last figure.
+    """
+    pairs = [(learner, data) for data in boards for learner in learners]
+    for learner, data in pairs:
+        job(learner, data, budget, data_dir).check()
+    cells, totals = [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
+    for number, (learner, data) in enumerate(pairs):
+        file = folder / f"{data}-{learner}.json"
+        wanted = json.loads(json.dumps(vars(budget)))
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        if kept.get("budget") != wanted:
+            kept = {"budget": wanted, **_apart(learner, data, budget, data_dir)}
+            write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
+        cells += kept["cells"]
+        totals["seconds"] += kept["training"]["seconds"]
+        totals["meta_iterations"] += kept["training"]["meta_iterations"]
+        totals["peak_bytes"] = max(totals["peak_bytes"], kept["training"]["peak_bytes"] or 0)
+        if progress:
+            best = max(kept["cells"], key=lambda cell: float(cell["value"]))
+            progress(number + 1, len(pairs), f"{learner} on {data}: {best['value']:.1%}")
+    return report.result_document(
+        name="leaderboard", command=command, seed=budget.seed, training=totals, cells=cells
+    )
