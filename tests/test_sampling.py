@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +131,43 @@ def test_episodes_are_what_they_were(
         data = replace(numbered, examples=images, scale=1 / 255, split="meta_train")
     batch = FewShotTasks(data, **settings).episodes(torch.tensor([0, 1, 2, 77, 10**12]))
     assert digest(*batch.support, *batch.query) == expected
+
+
+def test_channels_are_centred_and_scaled(numbered: ClassDataset) -> None:
+    """Class by class the same rows, each channel with numbers of its own."""
+    images = (torch.arange(26 * 2 * 3 * 4) % 251).to(torch.uint8).reshape(26, 2, 3, 4)
+    plain = replace(numbered, examples=images, scale=1 / 255)
+    data = replace(plain, mean=(0.5, 0.25), std=(2.0, 0.1))
+    index = torch.arange(3)
+    before, after = (
+        FewShotTasks(d, n_way=2, n_shot=1).episodes(index).query.x for d in (plain, data)
+    )
+    assert after.dtype == before.dtype
+    torch.testing.assert_close(after[:, :, 0], (before[:, :, 0] - 0.5) / 2)
+    torch.testing.assert_close(after[:, :, 1], (before[:, :, 1] - 0.25) / 0.1)
+    vectors = replace(numbered, mean=(3.0,), std=(2.0,))
+    before, after = (
+        FewShotTasks(d, n_way=2, n_shot=1).episodes(index).query.x for d in (numbered, vectors)
+    )
+    torch.testing.assert_close(after, (before - 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"mean": (0.5,)}, r"1 means and 0 deviations for 1 channels; expected one of each"),
+        ({"mean": (0.5, 1), "std": (1, 1)}, r"2 means and 2 deviations for 1 channels"),
+        ({"mean": (0.5,), "std": (0.0,)}, r"std \(0.0,\); expected finite numbers, and deviations"),
+        ({"mean": (float("nan"),), "std": (1.0,)}, r"mean \(nan,\).*Take them from"),
+        ({"groups": torch.zeros(4).long()}, r"groups of shape \(4,\) .*; expected an int64 for"),
+        ({"groups": torch.zeros(5)}, r"groups of shape \(5,\) and torch.float32"),
+    ],
+)
+def test_what_a_data_set_cannot_hold(
+    numbered: ClassDataset, settings: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        replace(numbered, **settings)
 
 
 def test_no_queries_are_possible(numbered: ClassDataset) -> None:

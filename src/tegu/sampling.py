@@ -97,8 +97,17 @@ class FewShotTasks:
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = self.data.examples[chosen]
-            if x.dtype == torch.uint8 or self.data.scale != 1:
-                x = x.to(torch.get_default_dtype()) * self.data.scale
+            x = self._floats(self.data.examples[chosen])
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
+
+    def _floats(self, x: Tensor) -> Tensor:
+        """Stored values (T, S, ...) as the model takes them."""
+        data = self.data
+        if x.dtype == torch.uint8 or data.scale != 1:
+            x = x.to(torch.get_default_dtype()) * data.scale
+        if data.mean:
+            shape = (-1, *[1] * (x.ndim - 3))  # one for each channel, the axis behind T and S
+            mean, std = (torch.tensor(v, device=x.device) for v in (data.mean, data.std))
+            x = (x - mean.to(x.dtype).reshape(shape)) / std.to(x.dtype).reshape(shape)
+        return x

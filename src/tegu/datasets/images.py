@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +16,9 @@ from torch import Tensor
 from tegu.datasets.archives import cache_folder
 from tegu.datasets.classes import ClassDataset
 from tegu.files import write_atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def cached_tensors(key: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -50,6 +56,26 @@ def _digest(tensors: dict[str, Tensor]) -> bytes:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.contiguous().numpy().tobytes())
     return total.digest()
+
+
+def opened(data: bytes, side: int) -> Image | None:
+    """An image file's image, read to its end; None if it is no PNG or WebP of that side."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP"))
+            if image.size != (side, side):
+                return None
+            image.load()
+        # Damaged files raise any of these; one that claims to be vast, the last two.
+        except (
+            *(OSError, SyntaxError, ValueError, EOFError),
+            *(Image.DecompressionBombWarning, Image.DecompressionBombError),
+        ):
+            return None
+    return image
 
 
 def with_rotations(data: ClassDataset) -> ClassDataset:

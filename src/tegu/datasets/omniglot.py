@@ -20,7 +20,7 @@ from torch import Tensor
 from tegu.datasets.archives import cache_folder, content_digest, read_members
 from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
-from tegu.datasets.images import cached_tensors, with_rotations
+from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.errors import InputError, unknown
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
@@ -288,7 +288,7 @@ def _not_upstream(where: Path, files: dict[str, bytes]) -> InputError:
     """The error for files that are not upstream's: names the first image that is none."""
     given = f"{where}: the files differ from upstream's"
     for name, data in files.items():
-        if name.endswith(".png") and not _is_image(data):
+        if name.endswith(".png") and opened(data, _SIDE) is None:
             given = f"{where}: {name} is not a {_SIDE} x {_SIDE} image"
             break
     return InputError(
@@ -296,17 +296,6 @@ def _not_upstream(where: Path, files: dict[str, bytes]) -> InputError:
         "the files of github.com/brendenlake/omniglot, unchanged",
         f"Replace it with the archives from {_UPSTREAM}.",
     )
-
-
-def _is_image(data: bytes) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image.size == (_SIDE, _SIDE)
-    except (OSError, SyntaxError, ValueError):  # all three come from damaged PNGs
-        return False
 
 
 def _decode(data: bytes, size: int) -> Tensor:
