@@ -87,6 +87,7 @@ def with_rotations(data: ClassDataset) -> ClassDataset:
     Returns:
         Images (4 M, C, H, H) of 4 K classes: the four of the first class,
         then the four of the second, and so on. Names end in /rot000 to /rot270.
+        A group becomes four too: its classes upright, turned by 90 degrees, and so on.
     """
     turned = [
         torch.rot90(images, k, (-2, -1))
@@ -94,9 +95,13 @@ def with_rotations(data: ClassDataset) -> ClassDataset:
         for k in range(4)
     ]
     names = (f"{name}/rot{90 * k:03d}" for name in data.class_names for k in range(4))
+    groups = data.groups
+    if groups is not None:
+        groups = 4 * groups.repeat_interleave(4) + torch.arange(4).repeat(len(groups))
     return replace(
         data,
         examples=torch.cat(turned),
         counts=data.counts.repeat_interleave(4),
         class_names=tuple(names),
+        groups=groups,
     )

@@ -132,7 +132,8 @@ def load_omniglot(
             for "alphabets" alone.
 
     Returns:
-        Images (M, 1, size, size), uint8, 20 for each class.
+        Images (M, 1, size, size), uint8, 20 for each class; alphabets are the
+        groups of classes, and turned alphabets groups of their own.
 
     Raises:
         InputError: an unknown name, a split that the partition lacks, or data that
@@ -150,6 +151,7 @@ def load_omniglot(
     chosen = _partition(characters, partition, seed, held_out)[split]
     row = {character: i for i, character in enumerate(characters)}
     rows = torch.tensor([row[character] for character in chosen])
+    alphabets = sorted({character.alphabet for character in characters})
     data = ClassDataset(
         name="omniglot",
         split=split,
@@ -157,6 +159,7 @@ def load_omniglot(
         counts=torch.full((len(chosen),), _DRAWERS),
         class_names=tuple(f"{c.alphabet}/{c.name}" for c in chosen),
         scale=1 / 255,
+        groups=torch.tensor([alphabets.index(character.alphabet) for character in chosen]),
     )
     return with_rotations(data) if rotations else data
 
