@@ -93,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", nargs="?", default="reptile-glyphs", help="name, or a TOML file")
     for flag, text in {
         "--learner": "algorithm",
-        "--data": "data set",
-        "--model": "network",
+        "--data": "data set: glyphs, omniglot, cifar-fs, fc100 or sinusoids",
+        "--model": "network: conv4, mlp, resnet12 or wrn",
         "--meta-iterations": "outer updates",
         "--seed": "seed of everything random",
         "--precision": "fp32 or bf16",
