@@ -131,6 +131,7 @@ def other_network(place: Path) -> None:
 TINIER = " ".join(f"--set {key}={value}" for key, value in TINY.items())
 NEW = "train reptile-glyphs --run new --set model.width=4"
 SETTING = f"{NEW} --set "
+CIFAR = "train --data cifar-fs --data-dir data --run new"
 OMNIGLOT = "train --data omniglot --data-dir data --run new"
 DAMAGED = "a whole, undamaged zip archive, or the folder extracted from it"
 CELLS = "[evaluate]\nepisodes = 2\n"
@@ -226,7 +227,64 @@ CASES = {
         "model.name=mlp",
     ),
     "data set": Case(
-        f"{NEW} --data omniglott", "data set 'omniglott'", "one of glyphs", "mean 'omniglot'?"
+        f"{NEW} --data omniglott",
+        "data set 'omniglott'",
+        "one of cifar-fs, fc100, glyphs",
+        "mean 'omniglot'?",
+    ),
+    "a model of images on waves": Case(
+        "train --data sinusoids --model resnet12",
+        "the model resnet12 on sinusoids",
+        "single numbers",
+        "take one of glyphs, omniglot, cifar-fs, fc100",
+    ),
+    "augmentation": Case(
+        f"{SETTING}data.augment=standart", "augmentation 'standart'", "standard", "mean 'standard'?"
+    ),
+    "augmented waves": Case(
+        "train reptile-sinusoids --set data.augment=standard",
+        "data.augment is standard on sinusoids",
+        "images of classes",
+        "Leave data.augment out",
+    ),
+    "waves within a group": Case(
+        "train reptile-sinusoids --set data.within=true",
+        "data.within is True on sinusoids",
+        "images of classes",
+        "Leave data.within out",
+    ),
+    "tasks within groups that there are none of": Case(
+        f"{SETTING}data.within=true",
+        "within=True, but glyphs meta_train has no groups of classes",
+        "data with groups, such as Omniglot's alphabets",
+        "Pass within=False",
+    ),
+    "pooling without convolutions": Case(
+        f"{NEW} --model mlp --set model.pool=true",
+        "model.pool is True with the model mlp",
+        "the model conv4, which has that setting",
+        "Leave model.pool out",
+    ),
+    "widths of a model with a factor": Case(
+        f"{NEW} --model wrn --set model.widths=[1,2,3,4]",
+        "model.widths is (1, 2, 3, 4) with the model wrn",
+        "the model conv4 or resnet12",
+        "Leave model.widths out",
+    ),
+    "a depth of a model with four layers": Case(
+        f"{SETTING}model.depth=16", "model.depth is 16 with the model conv4", "wrn", "Leave model.d"
+    ),
+    "three widths": Case(
+        f"{SETTING}model.widths=[4,4,4]", "3 widths for a Conv4", "or four", "Pass width=64"
+    ),
+    "an empty layer of four": Case(
+        f"{SETTING}model.widths=[4,4,0,4]", "model.widths is [4,4,0,4]", "at least 1", "Change wi"
+    ),
+    "a depth between two": Case(
+        f"{NEW} --model wrn --set model.depth=27", "depth is 27", "10, 16, 22, 28", "Pass depth=28"
+    ),
+    "too shallow": Case(
+        f"{NEW} --model wrn --set model.depth=4", "model.depth is 4", "at least 10", "Change depth"
     ),
     "partition": Case(
         f"{OMNIGLOT} --set data.partition=vinyal",
@@ -425,6 +483,41 @@ CASES = {
         "Replace it with https://",
         archives(background=zipped("cat.png", "images_background/readme.txt")),
     ),
+    "no CIFAR-100": Case(
+        CIFAR,
+        "no cifar100.zip or cifar-100-binary.tar.gz in data",
+        "one of CIFAR-100's archives there",
+        "Put https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz into that folder",
+        folder("data"),
+    ),
+    "a CIFAR archive cut short": Case(
+        CIFAR,
+        "data/cifar100.zip cannot be read",
+        DAMAGED,
+        "Delete it, and download it again",
+        file("data/cifar100.zip", zipped(*map(str, range(50)))[:-40]),
+    ),
+    "a CIFAR archive without a class": Case(
+        CIFAR.replace("cifar-fs", "fc100"),
+        "data/cifar100.zip: 0 images of the class 'apple'",
+        "600 or 300 of each of the 60 classes of fc100 meta_train",
+        "Replace it with https://",
+        file("data/cifar100.zip", zipped("cifar100/data/baby/a.png")),
+    ),
+    "a CIFAR image that is none": Case(
+        CIFAR,
+        "cifar100/data/apple/a.png is not a colour image of 32 x 32 pixels",
+        "PNG or WebP files",
+        "Replace the file",
+        file("data/cifar100.zip", zipped("cifar100/data/apple/a.png")),
+    ),
+    "another binary archive": Case(
+        CIFAR,
+        "data/cifar-100-binary.tar.gz has MD5 ",
+        "03b5dce01913d631647c71ecec9e9cb8, which its publisher states",
+        "Delete it",
+        file("data/cifar-100-binary.tar.gz", b"<html>not found</html>"),
+    ),
     "a run that is a file": Case(
         f"{NEW} --run papers/thesis.tex",
         "papers/thesis.tex is a file",
@@ -461,6 +554,12 @@ CASES = {
     "a quick start on waves": Case(
         "quickstart --set data.name=sinusoids --set model.name=mlp",
         "a quick start with reptile on sinusoids",
+        "reptile on glyphs or omniglot",
+        "Use `tegu train`",
+    ),
+    "a quick start on photos": Case(
+        "quickstart --set data.name=cifar-fs",
+        "a quick start with reptile on cifar-fs",
         "reptile on glyphs or omniglot",
         "Use `tegu train`",
     ),

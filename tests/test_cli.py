@@ -19,6 +19,7 @@ from tegu import __version__, recipes
 from tegu.cli import COMMANDS, main
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.train import Progress
+from tegu.job import MODELS, SOURCES
 
 TINY = {
     "train.meta_iterations": 4,
@@ -314,6 +315,9 @@ def test_help_of_the_program_and_of_each_command() -> None:
         assert page.startswith(f"usage: tegu {command}".rstrip() + " ")
         assert COMMANDS.get(command, "Meta-learning")[1:] in page.replace("\n", " ")
         assert page.endswith("\nended with 0")
+    train = "".join(pages[1 + list(COMMANDS).index("train")].split())  # it breaks lines anywhere
+    assert f"{', '.join(SOURCES[:-1])} or {SOURCES[-1]}".replace(" ", "") in train
+    assert f"{', '.join(MODELS[:-1])} or {MODELS[-1]}".replace(" ", "") in train
 
 
 def test_the_examples_of_the_help_are_understood(

@@ -9,15 +9,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from tegu.datasets import Sinusoids
+from tegu import keys
+from tegu.commands import _protocol
+from tegu.datasets import ClassDataset, Sinusoids
+from tegu.datasets.augment import standard
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.job import WORTH_COMPILING, Job
 from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
-from tegu.models import Conv4, Mlp
-from tegu.recipes import parse
+from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.recipes import Cell, parse
 from tegu.sampling import FewShotTasks
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
@@ -91,6 +94,134 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
         ("meta_train", {**common, "rotations": True}),
         ("meta_test", {**common, "rotations": False}),
     ]
+
+
+def photos(split: str, **_: Any) -> ClassDataset:
+    """Four classes of six colour images in two groups of two."""
+    generator = torch.Generator().manual_seed(len(split))
+    images = torch.randint(0, 256, (24, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ClassDataset(
+        *("cifar-fs", split, images, torch.tensor([6] * 4), tuple("abcd"), 1 / 255),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        groups=torch.tensor([0, 1, 0, 1]),
+    )
+
+
+PHOTOS = {"data__name": "cifar-fs", "train__n_way": 2, "train__n_shot": 1}
+
+
+@pytest.mark.parametrize(("name", "loader"), [("cifar-fs", "cifar_fs"), ("fc100", "fc100")])
+def test_photos_are_loaded_as_the_recipe_says(
+    name: str, loader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def load(split: str, **settings: Any) -> ClassDataset:
+        asked.append((split, settings))
+        return photos(split)
+
+    monkeypatch.setattr(f"tegu.job.load_{loader}", load)
+    recipe = parse(TINY, {"data.name": name, "train.n_way": 2})
+    Job(recipe, tmp_path).data("meta_val")
+    assert asked == [("meta_val", {"data_dir": tmp_path})]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model__name": "conv4", "model__width": 4}, Conv4(2, channels=3, size=32, width=4)),
+        (
+            {"model__name": "conv4", "model__widths": [4, 3, 2, 5], "model__pool": True},
+            Conv4(2, channels=3, size=32, width=(4, 3, 2, 5), pool=True),
+        ),
+        ({"model__name": "resnet12"}, ResNet12(2)),
+        (
+            {"model__name": "resnet12", "model__widths": [2, 3, 4, 5]},
+            ResNet12(2, widths=(2, 3, 4, 5)),
+        ),
+        (
+            {"model__name": "wrn", "model__depth": 10, "model__widen": 2},
+            WideResNet(2, depth=10, widen=2),
+        ),
+        ({}, Mlp(3 * 32 * 32, 2, hidden=(4,))),
+    ],
+)
+def test_models_fit_the_images(changes: dict[str, Any], expected: torch.nn.Module) -> None:
+    model = job(**PHOTOS, **changes).learner.model
+    assert type(model) is type(expected)
+    assert getattr(model.body, "pool", None) == getattr(expected.body, "pool", None)
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_characters_have_one_channel_and_28_pixels() -> None:
+    model = job(model__name="resnet12", model__widths=[2, 2, 2, 3]).learner.model
+    assert model.body.blocks[0].convs[0].weight.shape == (9, 2)
+    assert job().learner.model.body[1].in_features == 28 * 28
+    pooled = job(model__name="conv4", model__width=4, model__pool=True).learner.model
+    assert pooled.feature_width == 4
+
+
+def test_only_training_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the split: validation may be on training classes."""
+    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    one = job(**PHOTOS, data__augment="standard", data__validation="meta_train")
+    plain = job(**PHOTOS)
+    index = torch.arange(5)
+    settings = {"n_shot": 1, "n_query": 0}
+    for split in ("meta_train", "meta_test"):
+        found, expected = (
+            j.tasks(split, **settings, seed=0).episodes(index).support.x for j in (one, plain)
+        )
+        assert torch.equal(found, expected)
+    found, expected = (j._training_tasks().episodes(index).support for j in (one, plain))
+    assert torch.equal(found.y, expected.y)
+    assert not torch.equal(found.x, expected.x)
+    each = keys.fold(keys.key(0, "meta_train"), index)
+    each = keys.fold(keys.fold(each, 5)[:, None], torch.arange(2))
+    varied = standard(3)((expected.x * 0.2 + 0.5).flatten(0, 1), each.flatten())
+    torch.testing.assert_close(found.x.flatten(0, 1), (varied - 0.5) / 0.2, rtol=0, atol=1e-5)
+
+
+def test_augmentation_of_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("tegu.job.standard", lambda channels: asked.append(channels))
+    job(data__augment="standard")._training_tasks()
+    assert asked == [1]
+
+
+def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    one = job(**PHOTOS, data__within=True)
+    assert one._training_tasks().within
+    assert one.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
+    assert _protocol(one, Cell())["within"] == "group"
+    plain = job(**PHOTOS)
+    assert not plain.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
+    assert _protocol(plain, Cell())["within"] is None
+    with pytest.raises(InputError, match=r"largest group of cifar-fs meta_train has 2 classes"):
+        job(**{**PHOTOS, "train__n_way": 3}, data__within=True).check()
+
+
+def test_photos_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    settings = {
+        **PHOTOS,
+        "data__within": True,
+        "model__name": "conv4",
+        "model__width": 4,
+        "model__pool": True,
+        "engine__vectorise": "vmap",
+        "evaluate__episodes": 2,
+    }
+    one = job(**settings, data__augment="standard")
+    one.check()
+    params, _ = one.train(tmp_path / "run")
+    plain, _ = job(**settings).train(None)
+    assert not torch.equal(params["head.weight"], plain["head.weight"])
+    assert params["body.convs.0.weight"].shape == (27, 4)
+    ((_, result),) = one.evaluate(params)
+    assert 0 <= result.value <= 1
 
 
 def test_the_split_to_validate_on() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,18 @@ def test_features_are_the_model_s_body(learned: tegu.MetaLearned) -> None:
     weights = {k: v for k, v in learned.params.items() if "/" not in k}
     body = x @ weights["body.1.weight"].T + weights["body.1.bias"]
     torch.testing.assert_close(learned.features(x), body.relu())
+
+
+def test_a_run_with_augmentation_is_another(toy_images: tegu.ClassDataset, tmp_path: Path) -> None:
+    """A run is not gone on with under other images."""
+    learner = tegu.Reptile(model=tegu.models.Mlp(64, 3, hidden=(4,)), inner_steps=1)
+    plain = tegu.FewShotTasks(toy_images, n_way=3, n_shot=1)
+    for tasks in (plain, replace(plain, augment=tegu.datasets.augment.flip)):
+        run = tmp_path / str(tasks.augment is None)
+        tegu.meta_train(learner, tasks, meta_iterations=1, run=run)
+        other = replace(tasks, augment=None if tasks.augment else tegu.datasets.augment.flip)
+        with pytest.raises(InputError, match=r"with other settings \(tasks differ\)"):
+            tegu.meta_train(learner, other, meta_iterations=1, run=run, resume=True)
 
 
 def test_features_of_a_model_without_a_body() -> None:

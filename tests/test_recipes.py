@@ -70,6 +70,8 @@ def test_overrides_are_read_as_the_key_s_type() -> None:
             "data.rotations": "false",
             "model.hidden": "[8, 9]",
             "model.activation": "tanh",
+            "model.widths": "[1, 2, 3, 4]",
+            "model.pool": "true",
             "learner.inner_lr": "2e-3",
         },
     )
@@ -78,6 +80,8 @@ def test_overrides_are_read_as_the_key_s_type() -> None:
     assert recipe.train.seed == 3
     assert recipe.data.rotations is False
     assert recipe.model.hidden == (8, 9)
+    assert recipe.model.widths == (1, 2, 3, 4)
+    assert recipe.model.pool is True
     assert recipe.model.activation == "tanh"
     assert recipe.learner["inner_lr"] == 0.002
 

@@ -70,6 +70,9 @@ def test_protocol_keys_that_make_no_sense_are_left_out() -> None:
     wave = Result("mse", 0.05, 0.01, 1000, "meta_test", "none")
     cell = report.cell(wave, data="sinusoids", n_way=None, n_shot=10)
     assert cell["protocol"] == {"data": "sinusoids", "split": "meta_test", "n_shot": 10}
+    alike = report.cell(ONE, data="omniglot", within="group", n_way=20, n_shot=1)
+    assert list(alike["protocol"])[:3] == ["data", "split", "within"]
+    assert "omniglot  meta_test  group    20     1" in report.table([alike])
     assert cell["published"] is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,6 +131,158 @@ def test_episodes_are_what_they_were(
         data = replace(numbered, examples=images, scale=1 / 255, split="meta_train")
     batch = FewShotTasks(data, **settings).episodes(torch.tensor([0, 1, 2, 77, 10**12]))
     assert digest(*batch.support, *batch.query) == expected
+
+
+def test_channels_are_centred_and_scaled(numbered: ClassDataset) -> None:
+    """Class by class the same rows, each channel with numbers of its own."""
+    images = (torch.arange(26 * 2 * 3 * 4) % 251).to(torch.uint8).reshape(26, 2, 3, 4)
+    plain = replace(numbered, examples=images, scale=1 / 255)
+    data = replace(plain, mean=(0.5, 0.25), std=(2.0, 0.1))
+    index = torch.arange(3)
+    before, after = (
+        FewShotTasks(d, n_way=2, n_shot=1).episodes(index).query.x for d in (plain, data)
+    )
+    assert after.dtype == before.dtype
+    torch.testing.assert_close(after[:, :, 0], (before[:, :, 0] - 0.5) / 2)
+    torch.testing.assert_close(after[:, :, 1], (before[:, :, 1] - 0.25) / 0.1)
+    vectors = replace(numbered, mean=(3.0,), std=(2.0,))
+    before, after = (
+        FewShotTasks(d, n_way=2, n_shot=1).episodes(index).query.x for d in (numbered, vectors)
+    )
+    torch.testing.assert_close(after, (before - 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"mean": (0.5,)}, r"1 means and 0 deviations for 1 channels; expected one of each"),
+        ({"mean": (0.5, 1), "std": (1, 1)}, r"2 means and 2 deviations for 1 channels"),
+        ({"mean": (0.5,), "std": (0.0,)}, r"std \(0.0,\); expected finite numbers, and deviations"),
+        ({"mean": (float("nan"),), "std": (1.0,)}, r"mean \(nan,\).*Take them from"),
+        ({"groups": torch.zeros(4).long()}, r"groups of shape \(4,\) .*; expected an int64 for"),
+        ({"groups": torch.zeros(5)}, r"groups of shape \(5,\) and torch.float32"),
+    ],
+)
+def test_what_a_data_set_cannot_hold(
+    numbered: ClassDataset, settings: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InputError, match=text):
+        replace(numbered, **settings)
+
+
+@pytest.fixture
+def pictures(numbered: ClassDataset) -> ClassDataset:
+    """The five classes as images of their row number."""
+    images = torch.arange(26, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    return replace(numbered, examples=images)
+
+
+def test_augmentation_changes_images_and_nothing_else(pictures: ClassDataset) -> None:
+    """It gets floats after scaling, and what it returns is centred."""
+    seen: list[Tensor] = []
+
+    def vary(images: Tensor, key: Tensor) -> Tensor:
+        assert images.dtype == torch.get_default_dtype()
+        seen.append(images)
+        return images + 100
+
+    data = replace(pictures, scale=0.5, mean=(2.0,), std=(4.0,))
+    plain = FewShotTasks(data, n_way=3, n_shot=2, n_query=1, seed=2)
+    index = torch.arange(4)
+    before, after = (t.episodes(index) for t in (plain, replace(plain, augment=vary)))
+    for half, old, given in zip(after, before, seen, strict=True):
+        assert torch.equal(half.y, old.y)
+        assert given.shape == (len(old.y.flatten()), 1, 2, 2)
+        torch.testing.assert_close(given, old.x.flatten(0, 1) * 4 + 2)
+        torch.testing.assert_close(half.x, old.x + 25)
+
+
+def test_every_image_has_a_key_of_its_own(pictures: ClassDataset) -> None:
+    """A function of seed, split, episode and place, whatever else is in the batch."""
+    seen: list[Tensor] = []
+
+    def note(images: Tensor, key: Tensor) -> Tensor:
+        seen.append(key)
+        return images
+
+    tasks = FewShotTasks(pictures, n_way=3, n_shot=2, n_query=1, seed=2, augment=note)
+    tasks.episodes(torch.tensor([7, 10**9, 0]))
+    support, query = seen[0].reshape(3, 6), seen[1].reshape(3, 3)
+    assert len(torch.cat(seen).unique()) == 27
+    for t, i in enumerate((7, 10**9, 0)):
+        seen.clear()
+        tasks.episodes(torch.tensor([i]))
+        assert torch.equal(torch.cat(seen), torch.cat([support[t], query[t]]))
+    for other in (replace(tasks, seed=3), replace(tasks, data=replace(pictures, split="meta_val"))):
+        seen.clear()
+        other.episodes(torch.tensor([7]))
+        assert not set(torch.cat(seen).tolist()) & set(support[0].tolist())
+    seen.clear()
+    assert replace(tasks, n_query=0).episodes(torch.arange(2)).query.x.shape == (2, 0, 1, 2, 2)
+    assert len(seen) == 1
+
+
+@pytest.fixture
+def grouped() -> ClassDataset:
+    """Ten classes of three examples in groups of 3, 1, 4 and 2 classes, numbered at will."""
+    groups = torch.tensor([7, -1, 40, 7, 40, 2, 40, 7, 2, 40])
+    rows = torch.arange(30.0).unsqueeze(1)
+    names = tuple("abcdefghij")
+    return ClassDataset("grouped", "meta_test", rows, torch.tensor([3] * 10), names, groups=groups)
+
+
+def test_episodes_within_one_group(grouped: ClassDataset) -> None:
+    """Groups of three or more take turns, whatever their size; so do their classes."""
+    tasks = FewShotTasks(grouped, n_way=3, n_shot=1, n_query=1, within=True)
+    batch = tasks.episodes(torch.arange(2000))
+    classes = (batch.support.x.squeeze(-1) // 3).long()
+    groups = grouped.groups[classes]
+    assert bool((groups == groups[:, :1]).all())
+    assert all(len(set(row)) == 3 for row in classes.tolist())
+    first = groups[:, 0].tolist()
+    assert set(first) == {7, 40}
+    assert abs(first.count(7) - 1000) < 5 * 500**0.5
+    for label in range(3):
+        drawn = classes[:, label][groups[:, 0] == 40]
+        counts = torch.bincount(drawn, minlength=10)[[2, 4, 6, 9]].double()
+        assert bool(((counts - len(drawn) / 4).abs() < 5 * (len(drawn) / 4) ** 0.5).all())
+    asked = (batch.query.x.squeeze(-1) // 3).long()
+    assert bool((grouped.groups[asked] == groups[:, :1]).all())
+    alone = tasks.episodes(torch.tensor([1234]))
+    assert torch.equal(alone.support.x[0], batch.support.x[1234])
+
+
+def test_groups_that_no_episode_asks_for_change_nothing(grouped: ClassDataset) -> None:
+    index = torch.arange(50)
+    settings = {"n_way": 3, "n_shot": 1}
+    with_groups = FewShotTasks(grouped, **settings).episodes(index)
+    without = FewShotTasks(replace(grouped, groups=None), **settings).episodes(index)
+    assert torch.equal(with_groups.support.x, without.support.x)
+    assert grouped.to("cpu").groups is not None
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"n_way": 5}, r"n_way is 5, but the largest group of grouped meta_test has 4 classes; "),
+        (
+            {"groups": None},
+            r"within=True, but grouped meta_test has no groups .* Pass within=False",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_within_a_group(
+    grouped: ClassDataset, settings: dict[str, Any], text: str
+) -> None:
+    data = replace(grouped, groups=settings.pop("groups", grouped.groups))
+    with pytest.raises(InputError, match=text):
+        FewShotTasks(data, **{"n_way": 2, "n_shot": 1, **settings}, within=True)
+
+
+def test_vectors_cannot_be_augmented(grouped: ClassDataset) -> None:
+    text = r"augmentation of grouped meta_test, whose examples have shape \(1,\); expected images"
+    with pytest.raises(InputError, match=text):
+        FewShotTasks(grouped, n_way=2, n_shot=1, augment=lambda images, key: images)
 
 
 def test_no_queries_are_possible(numbered: ClassDataset) -> None:

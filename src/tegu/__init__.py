@@ -5,7 +5,14 @@
 """
 
 from tegu import datasets, learners, losses, models
-from tegu.datasets import ClassDataset, Sinusoids, load_glyphs, load_omniglot
+from tegu.datasets import (
+    ClassDataset,
+    Sinusoids,
+    load_cifar_fs,
+    load_fc100,
+    load_glyphs,
+    load_omniglot,
+)
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.learners import Learner, Reptile
@@ -27,6 +34,8 @@ __all__ = [
     "Sinusoids",
     "datasets",
     "learners",
+    "load_cifar_fs",
+    "load_fc100",
     "load_glyphs",
     "load_omniglot",
     "losses",

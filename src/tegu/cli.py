@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, text in {
         "--learner": "algorithm",
-        "--data": "data set",
-        "--model": "network",
+        "--data": "data set: glyphs, omniglot, cifar-fs, fc100 or sinusoids",
+        "--model": "network: conv4, mlp, resnet12 or wrn",
         "--meta-iterations": "outer updates",
         "--seed": "seed of everything random",
         "--precision": "fp32 or bf16",

@@ -259,7 +259,8 @@ def info(arguments: argparse.Namespace) -> Outcome:
 def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Meta-learning next to learning from scratch, on characters nobody has shown it."""
     job = Job(recipes.load("reptile-glyphs", overrides), arguments.data_dir)
-    if job.regression or job.recipe.learner["name"] != "reptile":
+    characters = job.recipe.data.name in ("glyphs", "omniglot")
+    if not characters or job.recipe.learner["name"] != "reptile":
         raise InputError(
             f"a quick start with {job.recipe.learner['name']} on {job.recipe.data.name}",
             "reptile on glyphs or omniglot",
@@ -412,6 +413,7 @@ def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: st
 def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
     return {
         "data": job.recipe.data.name,
+        "within": "group" if job.recipe.data.within else None,
         "n_way": None if job.regression else cell.n_way or job.recipe.train.n_way,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,

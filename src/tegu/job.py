@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from tegu.datasets import ClassDataset, Sinusoids, load_glyphs, load_omniglot
+from tegu.datasets import (
+    ClassDataset,
+    Sinusoids,
+    load_cifar_fs,
+    load_fc100,
+    load_glyphs,
+    load_omniglot,
+)
+from tegu.datasets.augment import standard
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, can_compile
@@ -18,14 +26,18 @@ from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
 from tegu.losses import accuracy, cross_entropy, squared_error
-from tegu.models import Conv4, Mlp
+from tegu.models import Conv4, Mlp, ResNet12, WideResNet
 from tegu.recipes import Cell, Recipe
 from tegu.sampling import FewShotTasks, Tasks
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
-SOURCES = ("glyphs", "omniglot", "sinusoids")
-MODELS = ("conv4", "mlp")
+# Channels and side in pixels of the images.
+IMAGES = {"glyphs": (1, 28), "omniglot": (1, 28), "cifar-fs": (3, 32), "fc100": (3, 32)}
+SOURCES = (*IMAGES, "sinusoids")
+MODELS = ("conv4", "mlp", "resnet12", "wrn")
+# Settings that only some models have; elsewhere they would do nothing, and nobody would notice.
+OWN = {"pool": ("conv4",), "widths": ("conv4", "resnet12"), "depth": ("wrn",), "widen": ("wrn",)}
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,7 @@ class Job:
         if self.recipe.model.name not in MODELS:
             raise unknown("model", self.recipe.model.name, MODELS)
         self._check_pair()
-        if self.regression and self.recipe.model.name == "conv4":
-            raise InputError(
-                "the model conv4 on sinusoids",
-                "a model that takes single numbers",
-                "Write model.name=mlp, or take glyphs or omniglot.",
-            )
+        self._check_fit()
         if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
             raise InputError(
                 f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
@@ -88,6 +95,33 @@ class Job:
                 f"Take {name} on sinusoids, or reptile on {data}.",
             )
 
+    def _check_fit(self) -> None:
+        """Refuses settings that make no sense together."""
+        data, model = self.recipe.data, self.recipe.model
+        if self.regression and model.name != "mlp":
+            raise InputError(
+                f"the model {model.name} on sinusoids",
+                "a model that takes single numbers",
+                f"Write model.name=mlp, or take one of {', '.join(IMAGES)}.",
+            )
+        if data.augment not in ("", "standard"):
+            raise unknown("augmentation", data.augment, ["standard"])
+        for name, value in (("augment", data.augment), ("within", data.within)):
+            if self.regression and value:
+                raise InputError(
+                    f"data.{name} is {value} on sinusoids",
+                    "images of classes, which sinusoids are not",
+                    f"Leave data.{name} out.",
+                )
+        for name, models in OWN.items():
+            value = getattr(model, name)
+            if value != getattr(type(model)(), name) and model.name not in models:
+                raise InputError(
+                    f"model.{name} is {value} with the model {model.name}",
+                    f"the model {' or '.join(models)}, which has that setting",
+                    f"Leave model.{name} out, or write model.name={models[0]}.",
+                )
+
     @property
     def regression(self) -> bool:
         """Whether tasks have numbers as targets rather than classes."""
@@ -116,8 +150,8 @@ class Job:
                 "queries, which it meta-learns from",
                 "Write train.n_query=5, say.",
             )
-        wanted = [("meta_train", train.n_way, train.n_shot, train.n_query)]
-        wanted += [(scored.split, c.n_way, c.n_shot, c.n_query) for c in scored.cells]
+        self._training_tasks()
+        wanted = [(scored.split, c.n_way, c.n_shot, c.n_query) for c in scored.cells]
         if train.validate_every:
             first = scored.cells[0]
             wanted.append((self.validation, first.n_way, first.n_shot, first.n_query))
@@ -140,6 +174,10 @@ class Job:
         settings = self.recipe.data
         if settings.name == "glyphs":
             found = load_glyphs(split)
+        elif settings.name == "cifar-fs":
+            found = load_cifar_fs(split, data_dir=self.data_dir)
+        elif settings.name == "fc100":
+            found = load_fc100(split, data_dir=self.data_dir)
         else:
             found = load_omniglot(
                 split,
@@ -150,11 +188,16 @@ class Job:
         return found.to(self.recipe.engine.device)
 
     def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
-        """Episodes of a split; n_way 0 is that of training."""
+        """Episodes of a split, images as they are; n_way 0 is that of training."""
         if self.regression:
             return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
         return FewShotTasks(
-            self.data(split), n_way or self.recipe.train.n_way, n_shot, n_query, seed
+            self.data(split),
+            n_way or self.recipe.train.n_way,
+            n_shot,
+            n_query,
+            seed,
+            within=self.recipe.data.within,
         )
 
     def judge(self, cell: Cell, learner: Learner | None = None) -> Learner:
@@ -183,27 +226,48 @@ class Job:
         out: Learner = replace(other, normalisation=cell.normalisation)
         return out
 
+    def _training_tasks(self) -> Tasks:
+        """What is meta-learned from: the only tasks whose images are augmented."""
+        train, data = self.recipe.train, self.recipe.data
+        tasks = self.tasks(
+            "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
+        )
+        if data.augment and isinstance(tasks, FewShotTasks):
+            tasks = replace(tasks, augment=standard(IMAGES[data.name][0]))
+        return tasks
+
+    def _model(self) -> torch.nn.Module:
+        settings, train = self.recipe.model, self.recipe.train
+        channels, size = IMAGES.get(self.recipe.data.name, (1, 1))
+        headless = LEARNERS[self.recipe.learner["name"]].headless
+        ways, seed = 0 if headless else train.n_way, train.seed
+        if settings.name == "conv4":
+            width = settings.widths or settings.width
+            return Conv4(
+                ways, channels=channels, size=size, width=width, pool=settings.pool, seed=seed
+            )
+        if settings.name == "resnet12":
+            own: dict[str, Any] = {"widths": settings.widths} if settings.widths else {}
+            return ResNet12(ways, channels=channels, size=size, seed=seed, **own)
+        if settings.name == "wrn":
+            depth, widen = settings.depth, settings.widen
+            return WideResNet(ways, channels=channels, depth=depth, widen=widen, seed=seed)
+        return Mlp(
+            channels * size * size,
+            1 if self.regression else ways,
+            hidden=settings.hidden,
+            activation=settings.activation,
+            seed=seed,
+        )
+
     @cached_property
     def learner(self) -> Learner:
         """The algorithm around its model."""
-        model: torch.nn.Module
-        settings, train = self.recipe.model, self.recipe.train
-        if settings.name == "conv4":
-            model = Conv4(train.n_way, width=settings.width, seed=train.seed)
-        else:
-            inputs, outputs = (1, 1) if self.regression else (28 * 28, train.n_way)
-            model = Mlp(
-                inputs,
-                outputs,
-                hidden=settings.hidden,
-                activation=settings.activation,
-                seed=train.seed,
-            )
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
-        learner = cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
-        return learner.for_ways(train.n_way)
+        learner = cls(model=self._model().to(self.recipe.engine.device), loss=loss, **chosen)
+        return learner.for_ways(self.recipe.train.n_way)
 
     def engine(self, learner: Learner, *, steps: int, gradients: int = 0) -> Vectorised:
         """The learner vectorised; compiled where so many steps or outer gradients repay it."""
@@ -239,9 +303,6 @@ class Job:
             validate_every=train.validate_every,
             checkpoint_seconds=train.checkpoint_seconds,
         )
-        tasks = self.tasks(
-            "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
-        )
         learner = self.learner
         by_rule = learner.outer_update is not None
         engine = self.engine(
@@ -251,7 +312,7 @@ class Job:
         )
         return meta_train(
             engine,
-            tasks,
+            self._training_tasks(),
             settings,
             run=Run(folder, self.recipe.plain()) if folder else None,
             resume=resume,

@@ -233,7 +233,9 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
 
 def _describe(tasks: Tasks) -> dict[str, Any]:
     kinds = (bool, int, float, str)
-    return {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
+    facts: dict[str, Any] = {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
+    # Two functions cannot be compared over two processes, but one and none can.
+    return {**facts, "augment": True} if getattr(tasks, "augment", None) else facts
 
 
 def _weights(params: Params) -> Params:

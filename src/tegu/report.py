@@ -30,7 +30,7 @@ from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError, unknown
 
-PROTOCOL = ("data", "split", "n_way", "n_shot", "n_query", "normalisation", "learner")
+PROTOCOL = ("data", "split", "within", "n_way", "n_shot", "n_query", "normalisation", "learner")
 FIGURE = ("protocol", "metric", "value", "ci95", "episodes", "published", "source")
 COST = ("training_seconds", "meta_iterations", "adapt_ms", "peak_bytes", "state_bytes")
 TIMING = (
@@ -63,8 +63,9 @@ def cell(
         result: value, interval, episodes, split and normalisation.
         published: the figure to compare with, in the result's own unit.
         source: where that figure is printed.
-        protocol: data, n_way, n_shot, n_query and, where a figure is not that
-            of the document's own learner, learner; None leaves a key out.
+        protocol: data, n_way, n_shot, n_query; within, "group" where all classes of
+            a task are of one; learner, where a figure is not that of the document's
+            own learner; None leaves a key out.
 
     Example:
         >>> one = Result("mse", 0.05, 0.01, 1000, "meta_test", "none")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -33,6 +35,7 @@ class FewShotTasks:
 
     Classes are drawn without replacement, and so are the examples of each
     class; labels 0 to n_way - 1 go to classes in the random order of the draw.
+    What a draw costs does not depend on the number of classes.
 
     Args:
         data: where examples come from; episodes live on its device.
@@ -40,6 +43,11 @@ class FewShotTasks:
         n_shot: support examples per class.
         n_query: query examples per class; may be 0 for learners that need none.
         seed: of the whole sequence of episodes.
+        augment: of images (B, C, H, W) and a key for each (B,), `tegu.datasets.augment`
+            has some; applied to support and query images after `data.scale` and
+            before `data.mean`. None: images as they are.
+        within: all classes of an episode come from one group of `data.groups`,
+            chosen uniformly among those with n_way classes or more.
     """
 
     data: ClassDataset
@@ -47,6 +55,8 @@ class FewShotTasks:
     n_shot: int
     n_query: int = 1
     seed: int = 0
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    within: bool = False
 
     def __post_init__(self) -> None:
         where = f"{self.data.name} {self.data.split}"
@@ -72,6 +82,37 @@ class FewShotTasks:
                 "no more shots and queries than examples",
                 "Lower n_shot or n_query, or drop the small classes.",
             )
+        if self.augment is not None and self.data.examples.ndim != 4:
+            raise InputError(
+                f"augmentation of {where}, whose examples have shape "
+                f"{tuple(self.data.examples.shape[1:])}",
+                "images of shape (C, H, W)",
+                "Pass augment=None.",
+            )
+        if self.within:
+            self._check_groups(where)
+
+    def _check_groups(self, where: str) -> None:
+        if self.data.groups is None:
+            raise InputError(
+                f"within=True, but {where} has no groups of classes",
+                "data with groups, such as Omniglot's alphabets",
+                "Pass within=False, or a data set with `groups`.",
+            )
+        if (most := int(self.data.groups.unique(return_counts=True)[1].max())) < self.n_way:
+            raise InputError(
+                f"n_way is {self.n_way}, but the largest group of {where} has {most} classes",
+                "no more ways than one group has classes",
+                "Lower n_way, or pass within=False.",
+            )
+
+    @cached_property
+    def _groups(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes by group (K,); of each group with n_way classes its size and first place."""
+        assert self.data.groups is not None
+        _, sizes = self.data.groups.unique(return_counts=True)  # in ascending order, as argsort
+        starts, enough = sizes.cumsum(0) - sizes, sizes >= self.n_way
+        return self.data.groups.argsort(stable=True), sizes[enough], starts[enough]
 
     @property
     def split(self) -> str:
@@ -80,7 +121,7 @@ class FewShotTasks:
     def episodes(self, index: Tensor) -> Episode:
         device = self.data.examples.device
         at = keys.fold(keys.key(self.seed, self.split, device=device), index.to(device))
-        classes = keys.distinct(keys.fold(at, 1), self.data.n_classes, self.n_way)  # (T, N)
+        classes = self._classes(at)
         rows = keys.distinct(
             keys.fold(keys.fold(at, 2).unsqueeze(-1), torch.arange(self.n_way, device=device)),
             self.data.counts[classes],
@@ -92,13 +133,34 @@ class FewShotTasks:
         # In class order, the place of a query among the others would give away its label.
         order = keys.permutation(keys.fold(at, 3), self.n_way * self.n_query)
         halves = []
-        for part, shuffle in ((shots, None), (queries, order)):
+        for half, (part, shuffle) in enumerate(((shots, None), (queries, order))):
             chosen = part.flatten(1)
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = self.data.examples[chosen]
-            if x.dtype == torch.uint8 or self.data.scale != 1:
-                x = x.to(torch.get_default_dtype()) * self.data.scale
+            x = self._floats(self.data.examples[chosen], keys.fold(at, 5 + half))
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
+
+    def _classes(self, at: Tensor) -> Tensor:
+        """The classes of episodes with keys `at`, shape (T,): shape (T, N), int64."""
+        if not self.within:
+            return keys.distinct(keys.fold(at, 1), self.data.n_classes, self.n_way)
+        members, sizes, starts = self._groups
+        group = keys.distinct(keys.fold(at, 4), len(sizes), 1)  # (T, 1)
+        places = keys.distinct(keys.fold(at, 1), sizes[group[:, 0]], self.n_way)
+        return members[starts[group] + places]
+
+    def _floats(self, x: Tensor, at: Tensor) -> Tensor:
+        """Stored values (T, S, ...) as the model takes them; `at` are keys, shape (T,)."""
+        data = self.data
+        if x.dtype == torch.uint8 or data.scale != 1:
+            x = x.to(torch.get_default_dtype()) * data.scale
+        if self.augment is not None and x.shape[1]:
+            each = keys.fold(at[:, None], torch.arange(x.shape[1], device=x.device))
+            x = self.augment(x.flatten(0, 1), each.flatten()).unflatten(0, x.shape[:2])
+        if data.mean:
+            shape = (-1, *[1] * (x.ndim - 3))  # one for each channel, the axis behind T and S
+            mean, std = (torch.tensor(v, device=x.device) for v in (data.mean, data.std))
+            x = (x - mean.to(x.dtype).reshape(shape)) / std.to(x.dtype).reshape(shape)
+        return x

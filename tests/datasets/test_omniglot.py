@@ -137,6 +137,18 @@ def test_rotations_are_classes_turned_anticlockwise(small: Path) -> None:
     torch.testing.assert_close(classes[0, 1, 0], torch.from_numpy(np.array(by_pillow)))
 
 
+def test_alphabets_are_groups_and_turned_ones_their_own(small: Path) -> None:
+    plain = load_omniglot("meta_train", data_dir=small)
+    alphabets = [name.split("/")[0] for name in plain.class_names]
+    group = dict(zip(alphabets, plain.groups.tolist(), strict=True))
+    assert sorted(group.values()) == [0, 1, 2]
+    assert [name for name, _ in sorted(group.items(), key=lambda item: item[1])] == sorted(group)
+    turned = load_omniglot("meta_train", data_dir=small, rotations=True)
+    parts = [name.split("/") for name in turned.class_names]
+    expected = [4 * group[a] + int(rotation[3:]) // 90 for a, _, rotation in parts]
+    assert turned.groups.tolist() == expected
+
+
 def test_a_damaged_cache_is_built_again(small: Path, cache: Path) -> None:
     expected = load_omniglot("meta_train", data_dir=small).examples
     (kept,) = cache.glob("omniglot-*.safetensors")
@@ -405,6 +417,10 @@ def test_splits_are_disjoint_and_whole(
     if partition == "alphabets":
         alphabets = [{n.split("/")[0] for n in d.class_names} for d in splits.values()]
         assert sum(map(len, alphabets)) == len(set().union(*alphabets)) == 50
+        for data in splits.values():
+            alphabets = [name.split("/")[0] for name in data.class_names]
+            pairs = set(zip(data.groups.tolist(), alphabets, strict=True))
+            assert len(pairs) == len(dict(pairs)) == len({a for _, a in pairs})
 
 
 @pytest.mark.usefixtures("kept_cache")

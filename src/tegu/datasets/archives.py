@@ -6,11 +6,13 @@ import hashlib
 import http.client
 import os
 import re
+import tarfile
 import time
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tegu.errors import InputError
@@ -20,7 +22,7 @@ _MAX_MEMBERS = 100_000
 _MAX_MEMBER = 2**16  # bytes
 _MAX_TOTAL = 64 * 2**20  # bytes, packed or unpacked
 _TIMEOUT = 30.0  # seconds without an answer
-_PATIENCE = 600.0  # seconds for a whole download
+_PATIENCE = 600.0  # seconds for a whole download of _MAX_TOTAL
 _CHUNK = 2**18  # bytes
 
 
@@ -30,46 +32,100 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tegu"
 
 
-def read_members(source: Path, wanted: re.Pattern[str], url: str) -> dict[str, bytes]:
-    """The wanted files of a zip archive, or of the folder extracted from it.
+def read_members(
+    source: Path,
+    wanted: re.Pattern[str],
+    url: str,
+    *,
+    largest: int | None = None,
+    total: int | None = None,
+) -> dict[str, bytes]:
+    """The wanted files of a zip or tar.gz archive, or of the folder extracted from it.
 
-    Nothing is written. A member over 64 KiB is cut there, so check the content.
+    Nothing is written. A longer member is cut at `largest`, so check the content.
 
     Args:
         source: the archive, or the folder.
         wanted: matches the members' whole names, with / between their parts; in
             a folder, names begin with the folder's own.
         url: where to get the archive again.
+        largest: bytes of a member; 64 KiB if left out.
+        total: bytes of all that is wanted, unpacked; 64 MiB if left out.
 
     Raises:
         InputError: the source is missing, damaged or too large.
     """
+    largest, total = largest or _MAX_MEMBER, total or _MAX_TOTAL
     found: dict[str, bytes] = {}
-    left = _MAX_TOTAL
-    try:
-        for name, data in _folder_files(source) if source.is_dir() else _zip_files(source, wanted):
-            if wanted.fullmatch(name):
-                found[name] = data
-                left -= len(data)
+    left = total
+    with _readable(source, url):
+        if source.is_dir():
+            members = _folder_files(source, wanted, largest)
+        elif source.name.endswith(".tar.gz"):
+            members = _tar_files(source, wanted, largest, total)
+        else:
+            members = _zip_files(source, wanted, largest)
+        for name, data in members:
+            found[name] = data
+            left -= len(data)
             if left < 0:
-                raise zipfile.BadZipFile(f"it unpacks to more than {_MAX_TOTAL:,} bytes")
-    # A damaged archive raises any of these, an encrypted one RuntimeError.
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{source} cannot be read ({error})",
-            "a whole, undamaged zip archive, or the folder extracted from it",
-            f"Delete it, and download it again from {url}.",
-        ) from error
+                raise _too_much(total)
     return found
 
 
-def _folder_files(source: Path) -> Iterator[tuple[str, bytes]]:
+def stamp(source: Path, url: str) -> str:
+    """MD5 of an archive, or of the names, sizes and times of a folder's files, in hexadecimal.
+
+    Raises:
+        InputError: the source is missing or cannot be read.
+    """
+    total = hashlib.md5(usedforsecurity=False)
+    with _readable(source, url):
+        if source.is_dir():
+            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                facts = path.stat()
+                name = path.relative_to(source).as_posix()
+                total.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        else:
+            with source.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    total.update(chunk)
+    return total.hexdigest()
+
+
+@contextmanager
+def _readable(source: Path, url: str) -> Iterator[None]:
+    """Turns all that reading a bad source may raise into the error for it."""
+    try:
+        yield
+    # A damaged archive raises any of these, an encrypted one RuntimeError.
+    except (
+        *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
+        *(OSError, EOFError, RuntimeError, ValueError),
+    ) as error:
+        kind = "tar.gz" if source.name.endswith(".tar.gz") else "zip"
+        raise InputError(
+            f"{source} cannot be read ({error})",
+            f"a whole, undamaged {kind} archive, or the folder extracted from it",
+            f"Delete it, and download it again from {url}.",
+        ) from error
+
+
+def _too_much(total: int) -> ValueError:
+    return ValueError(f"it unpacks to more than {total:,} bytes")
+
+
+def _folder_files(
+    source: Path, wanted: re.Pattern[str], largest: int
+) -> Iterator[tuple[str, bytes]]:
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            yield path.relative_to(source.parent).as_posix(), file.read(_MAX_MEMBER)
+        name = path.relative_to(source.parent).as_posix()
+        if wanted.fullmatch(name):
+            with path.open("rb") as file:
+                yield name, file.read(largest)
 
 
-def _zip_files(source: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+def _zip_files(source: Path, wanted: re.Pattern[str], largest: int) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(source) as archive:
         members = archive.infolist()
         if len(members) > _MAX_MEMBERS:
@@ -77,7 +133,23 @@ def _zip_files(source: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, byt
         for member in members:
             if wanted.fullmatch(member.filename):
                 with archive.open(member) as file:
-                    yield member.filename, file.read(_MAX_MEMBER)
+                    yield member.filename, file.read(largest)
+
+
+def _tar_files(
+    source: Path, wanted: re.Pattern[str], largest: int, total: int
+) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(source, "r:gz") as archive:
+        for number, member in enumerate(archive):
+            # What is skipped is unpacked too, so it counts.
+            if member.offset_data + member.size > total:
+                raise _too_much(total)
+            if number >= _MAX_MEMBERS:
+                raise tarfile.ReadError(f"it lists over {_MAX_MEMBERS:,} members")
+            if wanted.fullmatch(member.name) and member.isfile():
+                file = archive.extractfile(member)
+                assert file is not None
+                yield member.name, file.read(largest)
 
 
 def content_digest(files: dict[str, bytes]) -> str:
@@ -95,24 +167,26 @@ def content_digest(files: dict[str, bytes]) -> str:
     return total.hexdigest()
 
 
-def download(url: str, path: Path, *, md5: str | None = None) -> None:
+def download(url: str, path: Path, *, md5: str | None = None, limit: int | None = None) -> None:
     """Fetch a file, whole or not at all.
 
     Args:
-        url: of at most 64 MiB.
+        url: of the file.
         path: where to keep it.
         md5: its digest in hexadecimal, where one is published.
+        limit: bytes that it may have; 64 MiB if left out.
 
     Raises:
-        OSError: no answer, or no whole one in ten minutes.
+        OSError: no answer, or no whole one in ten minutes for each 64 MiB of the limit.
         InputError: the file is not the one expected, or cannot be kept.
     """
-    data = b"".join(_chunks(url))
+    limit = limit or _MAX_TOTAL
+    data = b"".join(_chunks(url, limit))
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if len(data) > _MAX_TOTAL or (md5 is not None and found != md5):
+    if len(data) > limit or (md5 is not None and found != md5):
         raise InputError(
             f"{url} gave {len(data):,} bytes with MD5 {found}",
-            f"at most {_MAX_TOTAL:,} bytes" + (f" with MD5 {md5}" if md5 else ""),
+            f"at most {limit:,} bytes" + (f" with MD5 {md5}" if md5 else ""),
             "Nothing was kept. Try again, or get the file another way.",
         )
     try:
@@ -125,15 +199,16 @@ def download(url: str, path: Path, *, md5: str | None = None) -> None:
         ) from error
 
 
-def _chunks(url: str) -> Iterator[bytes]:
+def _chunks(url: str, limit: int) -> Iterator[bytes]:
     """The answer piece by piece, until just over the size limit."""
-    deadline, size = time.monotonic() + _PATIENCE, 0
+    patience = _PATIENCE * max(1, limit / _MAX_TOTAL)
+    deadline, size = time.monotonic() + patience, 0
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            while size <= _MAX_TOTAL and (chunk := answer.read(_CHUNK)):
+            while size <= limit and (chunk := answer.read(_CHUNK)):
                 size += len(chunk)
                 yield chunk
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"not finished after {_PATIENCE:.0f} s")
+                    raise TimeoutError(f"not finished after {patience:.0f} s")
     except http.client.HTTPException as error:
         raise ConnectionError(str(error)) from error

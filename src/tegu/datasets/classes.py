@@ -25,6 +25,10 @@ class ClassDataset:
         class_names: K names.
         scale: factor from the stored values to the model's floats, 1/255
             for images.
+        mean: of each channel, taken from the floats; empty for none.
+        std: deviation of each channel, which the rest is divided by.
+        groups: shape (K,), int64, the group of each class, where classes have
+            some: Omniglot's alphabets, say. None where they have not.
     """
 
     name: str
@@ -33,6 +37,9 @@ class ClassDataset:
     counts: Tensor
     class_names: tuple[str, ...]
     scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} {self.split}"
@@ -56,12 +63,39 @@ class ClassDataset:
                 "at least one example in each class",
                 "Remove the class, or add examples to it.",
             )
+        if self.groups is not None and (
+            self.groups.shape != self.counts.shape or self.groups.dtype != torch.int64
+        ):
+            raise InputError(
+                f"{where}: groups of shape {tuple(self.groups.shape)} and {self.groups.dtype}",
+                f"an int64 for each of {len(self.counts)} classes",
+                "Pass one group number for each class.",
+            )
+        if self.mean or self.std:
+            self._check_channels(where)
         if self.examples.is_floating_point() and not bool(self.examples.isfinite().all()):
             bad = int((~self.examples.flatten(1).isfinite().all(1)).nonzero()[0])
             raise InputError(
                 f"{where}: example {bad} holds NaN or infinity",
                 "finite numbers",
                 "Clean the data, or drop that example.",
+            )
+
+    def _check_channels(self, where: str) -> None:
+        channels = self.examples.shape[1] if self.examples.ndim > 1 else 0
+        if not len(self.mean) == len(self.std) == channels:
+            raise InputError(
+                f"{where}: {len(self.mean)} means and {len(self.std)} deviations "
+                f"for {channels} channels",
+                "one of each for each channel",
+                "Pass mean and std of that length, or neither.",
+            )
+        numbers = torch.tensor([self.mean, self.std])
+        if not bool(numbers.isfinite().all()) or min(self.std) <= 0:
+            raise InputError(
+                f"{where}: mean {self.mean}, std {self.std}",
+                "finite numbers, and deviations above 0",
+                "Take them from the training images.",
             )
 
     @property
@@ -76,4 +110,9 @@ class ClassDataset:
 
     def to(self, device: torch.device | str) -> ClassDataset:
         """The same data on another device."""
-        return replace(self, examples=self.examples.to(device), counts=self.counts.to(device))
+        return replace(
+            self,
+            examples=self.examples.to(device),
+            counts=self.counts.to(device),
+            groups=None if self.groups is None else self.groups.to(device),
+        )

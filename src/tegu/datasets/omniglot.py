@@ -20,7 +20,7 @@ from torch import Tensor
 from tegu.datasets.archives import cache_folder, content_digest, read_members
 from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
-from tegu.datasets.images import cached_tensors, with_rotations
+from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.errors import InputError, unknown
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
@@ -132,7 +132,8 @@ def load_omniglot(
             for "alphabets" alone.
 
     Returns:
-        Images (M, 1, size, size), uint8, 20 for each class.
+        Images (M, 1, size, size), uint8, 20 for each class; alphabets are the
+        groups of classes, and turned alphabets groups of their own.
 
     Raises:
         InputError: an unknown name, a split that the partition lacks, or data that
@@ -150,6 +151,7 @@ def load_omniglot(
     chosen = _partition(characters, partition, seed, held_out)[split]
     row = {character: i for i, character in enumerate(characters)}
     rows = torch.tensor([row[character] for character in chosen])
+    alphabets = sorted({character.alphabet for character in characters})
     data = ClassDataset(
         name="omniglot",
         split=split,
@@ -157,6 +159,7 @@ def load_omniglot(
         counts=torch.full((len(chosen),), _DRAWERS),
         class_names=tuple(f"{c.alphabet}/{c.name}" for c in chosen),
         scale=1 / 255,
+        groups=torch.tensor([alphabets.index(character.alphabet) for character in chosen]),
     )
     return with_rotations(data) if rotations else data
 
@@ -288,7 +291,7 @@ def _not_upstream(where: Path, files: dict[str, bytes]) -> InputError:
     """The error for files that are not upstream's: names the first image that is none."""
     given = f"{where}: the files differ from upstream's"
     for name, data in files.items():
-        if name.endswith(".png") and not _is_image(data):
+        if name.endswith(".png") and opened(data, _SIDE) is None:
             given = f"{where}: {name} is not a {_SIDE} x {_SIDE} image"
             break
     return InputError(
@@ -296,17 +299,6 @@ def _not_upstream(where: Path, files: dict[str, bytes]) -> InputError:
         "the files of github.com/brendenlake/omniglot, unchanged",
         f"Replace it with the archives from {_UPSTREAM}.",
     )
-
-
-def _is_image(data: bytes) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image.size == (_SIDE, _SIDE)
-    except (OSError, SyntaxError, ValueError):  # all three come from damaged PNGs
-        return False
 
 
 def _decode(data: bytes, size: int) -> Tensor:

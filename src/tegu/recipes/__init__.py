@@ -31,18 +31,24 @@ LARGEST = 1 << 20  # bytes that a recipe may have
 class Data:
     """Where tasks come from."""
 
-    name: str = "glyphs"  # omniglot, glyphs or sinusoids
+    name: str = "glyphs"  # glyphs, omniglot, cifar-fs, fc100 or sinusoids
     partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
     rotations: bool = True  # omniglot: rotated characters are training classes too
     validation: str = ""  # split of the progress figure; "": meta_val if there is one
+    augment: str = ""  # of training images: "standard" (crop, flip and colour, or affine), or none
+    within: bool = False  # every task from one group of classes: omniglot's alphabets, say
 
 
 @dataclass(frozen=True)
 class Model:
     """The network."""
 
-    name: str = "conv4"  # conv4 or mlp
-    width: int = 64  # conv4: filters
+    name: str = "conv4"  # conv4, mlp, resnet12 or wrn
+    width: int = 64  # conv4: filters of each layer
+    widths: tuple[int, ...] = ()  # conv4, resnet12: filters of the four layers or blocks
+    pool: bool = False  # conv4: max-pooling in place of strides
+    depth: int = 28  # wrn: layers
+    widen: int = 10  # wrn: factor of the filters
     hidden: tuple[int, ...] = (64, 64)  # mlp: hidden layers
     activation: str = "relu"  # mlp: relu or tanh
 
@@ -125,6 +131,9 @@ class Recipe:
 # The least and the most that a number may be.
 RANGES: dict[str, tuple[float, float]] = {
     "model.width": (1, 1 << 16),
+    "model.widths": (1, 1 << 16),
+    "model.depth": (10, 1000),
+    "model.widen": (1, 1 << 10),
     "model.hidden": (1, 1 << 20),
     "train.meta_iterations": (1, math.inf),
     "train.seconds": (0, math.inf),
@@ -292,7 +301,7 @@ def _section(section: str, cls: Any, table: Any) -> Any:
             continue
         values[key] = _typed(f"{section}.{key}", value, str(known[key].type))
         least, most = RANGES.get(f"{section}.{key}", (-math.inf, math.inf))
-        for number in values[key] if key == "hidden" else [values[key]]:
+        for number in values[key] if isinstance(values[key], tuple) else [values[key]]:
             if not isinstance(number, str) and not least <= number <= most:
                 wanted = f"at least {least}" if number < least else f"at most {most}"
                 raise InputError(f"{section}.{key} is {value}", wanted, f"Change {key}.")

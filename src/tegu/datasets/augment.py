@@ -1,0 +1,186 @@
+"""Variations of training images, each a function of the image and its key alone.
+
+Every function takes images (B, C, H, W), floating, from 0 to 1 where colours
+matter, and keys (B,), int64, and returns images of the same shape, dtype and
+device. An image comes out the same alone or in a batch, on one process or eight.
+
+>>> from tegu import keys
+>>> vary = compose(crop, flip)
+>>> images, each = torch.rand(8, 3, 32, 32), keys.fold(keys.key(0), torch.arange(8))
+>>> torch.equal(vary(images, each)[5:6], vary(images[5:6], each[5:6]))
+True
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tegu import keys
+from tegu.errors import InputError, unknown
+
+Augment = Callable[[Tensor, Tensor], Tensor]
+
+
+def flip(images: Tensor, key: Tensor) -> Tensor:
+    """Half of the images mirrored, left to right."""
+    mirrored = (keys.bits(key, 1) < 0).reshape(-1, 1, 1, 1)
+    return torch.where(mirrored, images.flip(-1), images)
+
+
+def crop(images: Tensor, key: Tensor, *, pad: int = 4, mode: str = "zeros") -> Tensor:
+    """A window of the image's own size, anywhere in the padded image.
+
+    Args:
+        images: shape (B, C, H, W).
+        key: shape (B,).
+        pad: pixels on each side, 0 or more; less than a side where mirrored.
+        mode: "zeros", or "reflect" for the image mirrored at its edge.
+    """
+    if mode not in ("zeros", "reflect"):
+        raise unknown("padding", mode, ["zeros", "reflect"])
+    height, width = images.shape[-2:]
+    if pad < 0 or (mode == "reflect" and pad >= min(height, width)):
+        raise InputError(
+            f"a padding of {pad} pixels around {height} x {width}",
+            "0 or more, and less than a side with mode='reflect'",
+            "Pass pad=4, say.",
+        )
+    padded = F.pad(images, [pad] * 4, mode="constant" if mode == "zeros" else mode)
+    corner = (keys.uniform(key, 2) * (2 * pad + 1)).long()  # (B, 2)
+    rows = corner[:, :1] + torch.arange(height, device=images.device)
+    columns = corner[:, 1:] + torch.arange(width, device=images.device)
+    channels = images.shape[1]
+    out = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[-1]))
+    return out.gather(3, columns[:, None, None].expand(-1, channels, height, -1))
+
+
+def jitter(
+    images: Tensor,
+    key: Tensor,
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+) -> Tensor:
+    """Brightness, then contrast, then saturation, each by a factor around 1.
+
+    Args:
+        images: shape (B, C, H, W), C 1 or 3, values from 0 to 1; they stay there.
+        key: shape (B,).
+        brightness: the factor is uniform within 1 plus or minus this, 0 to 1.
+        contrast: likewise, of the distance to the image's mean grey.
+        saturation: likewise, of the distance to the pixel's own grey.
+
+    Reference:
+        Chen et al. (2019), arXiv:1904.04232, and its published code: 0.4, in this
+        order, as Pillow's enhancers. Differs from it: nothing is rounded to 8 bits.
+    """
+    if images.shape[1] not in (1, 3):
+        raise InputError(
+            f"images of {images.shape[1]} channels",
+            "1 channel, or 3 for colour",
+            "Leave jitter out.",
+        )
+    ranges = (brightness, contrast, saturation)
+    if not all(0 <= each <= 1 for each in ranges):
+        raise InputError(
+            f"jitter by {brightness}, {contrast}, {saturation}", "numbers from 0 to 1", "Pass 0.4."
+        )
+    factors = 1 + torch.tensor(ranges, device=images.device) * keys.uniform(key, 3, -1.0, 1.0)
+    factors = factors.to(images.dtype)[:, :, None, None, None]
+    x = (images * factors[:, 0]).clamp(0, 1)
+    x = _mixed(_grey(x).mean((-2, -1), keepdim=True), x, factors[:, 1])
+    return _mixed(_grey(x), x, factors[:, 2])
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Brightness as Rec. 601 weighs colours: (B, C, H, W) to (B, 1, H, W)."""
+    if x.shape[1] == 1:
+        return x
+    return 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
+
+
+def _mixed(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    return (base + factor * (x - base)).clamp(0, 1)
+
+
+def affine(
+    images: Tensor,
+    key: Tensor,
+    *,
+    degrees: float = 10.0,
+    shear: float = 0.3,
+    scale: tuple[float, float] = (0.8, 1.2),
+    shift: float = 0.02,
+    fill: float = 0.0,
+) -> Tensor:
+    """Images turned, sheared, scaled and shifted, bilinear between pixels.
+
+    A point at (x, y) pixels from the middle goes to scale * turn * (x + a y, b x + y)
+    plus a shift; each number is uniform in its range.
+
+    Args:
+        images: shape (B, C, H, W).
+        key: shape (B,).
+        degrees: of the turn, within plus or minus this.
+        shear: a and b, within plus or minus this, below 1.
+        scale: the least and the largest factor, above 0.
+        shift: as a share of the side, within plus or minus this.
+        fill: what comes in from beyond the edge; paper is 1 in Omniglot.
+
+    Reference:
+        Koch et al. (2015), Siamese neural networks for one-shot image recognition,
+        section 3.2, whose ranges are the defaults (2 of 105 pixels). Differs from
+        it: every component is always there, theirs each half of the time.
+    """
+    low, high = scale
+    if not 0 <= shear < 1 or not 0 < low <= high:
+        raise InputError(
+            f"shear {shear} and scale {scale}",
+            "a shear from 0 and below 1, and two factors above 0, the lower first",
+            "Pass shear=0.3 and scale=(0.8, 1.2), say.",
+        )
+    height, width = images.shape[-2:]
+    draw = keys.uniform(key, 6, -1.0, 1.0)
+    turn, a, b = math.radians(degrees) * draw[:, 0], shear * draw[:, 1], shear * draw[:, 2]
+    size = (low + high) / 2 + (high - low) / 2 * draw[:, 3]
+    cos, sin = turn.cos(), turn.sin()
+    # Where a pixel of the new image comes from: the way back, so the inverses in reverse.
+    y, x = (
+        torch.arange(n, device=images.device, dtype=torch.float64) - (n - 1) / 2
+        for n in (height, width)
+    )
+    x = (x - shift * width * draw[:, 4, None])[:, None]  # (B, 1, W)
+    y = (y - shift * height * draw[:, 5, None])[:, :, None]  # (B, H, 1)
+    cos, sin, size, a, b = (v[:, None, None] for v in (cos, sin, size, a, b))
+    x, y = (cos * x + sin * y) / size, (cos * y - sin * x) / size
+    x, y = (x - a * y) / (1 - a * b), (y - b * x) / (1 - a * b)
+    grid = torch.stack([2 * x / width, 2 * y / height], -1).to(images.dtype)
+    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+
+
+def compose(*steps: Augment) -> Augment:
+    """One after another, each with a key of its own."""
+
+    def all_of_them(images: Tensor, key: Tensor) -> Tensor:
+        for i, step in enumerate(steps):
+            images = step(images, keys.fold(key, i))
+        return images
+
+    return all_of_them
+
+
+def standard(channels: int) -> Augment:
+    """What recipes call "standard" for images of 32 or 28 pixels.
+
+    Three channels: `crop`, `flip` and `jitter`, as Lee et al. (2019),
+    arXiv:1904.03758, trained on CIFAR-FS and FC100. One channel, black ink on white
+    paper: `affine`, since a mirrored character is another one.
+    """
+    return compose(crop, flip, jitter) if channels == 3 else partial(affine, fill=1.0)
