@@ -54,6 +54,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "meta-sgd": Row(
+        lambda model: LEARNERS["meta-sgd"](model=model, inner_steps=2, eval_steps=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "meta-sgd, first order": Row(
+        lambda model: LEARNERS["meta-sgd"](
+            model=model, initial="same", inner_lr=0.1, inner_steps=2, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
         support_order_matters=False,

@@ -152,7 +152,15 @@ class Job:
     def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
         """Episodes of a split; n_way 0 is that of training."""
         if self.regression:
-            return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
+            settings = self.recipe.data
+            return Sinusoids(
+                split,
+                n_shot=n_shot,
+                n_query=max(n_query, 1),
+                seed=seed,
+                grid_query=settings.grid_query or split != "meta_train",
+                phase=(0.0, settings.phase),
+            )
         return FewShotTasks(
             self.data(split), n_way or self.recipe.train.n_way, n_shot, n_query, seed
         )

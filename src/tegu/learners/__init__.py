@@ -5,6 +5,7 @@ from tegu.learners.head import Head
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
+from tegu.learners.metasgd import MetaSgd
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
 
@@ -13,6 +14,7 @@ LEARNERS: dict[str, type[Learner]] = {
     for cls in (
         Joint,
         Maml,
+        MetaSgd,
         ProtoNet,
         Reptile,
     )
@@ -25,6 +27,7 @@ __all__ = [
     "Joint",
     "Learner",
     "Maml",
+    "MetaSgd",
     "ProtoNet",
     "Reptile",
 ]

@@ -35,6 +35,8 @@ class Data:
     partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
     rotations: bool = True  # omniglot: rotated characters are training classes too
     validation: str = ""  # split of the progress figure; "": meta_val if there is one
+    phase: float = 2 * math.pi  # sinusoids: phases are drawn from 0 to this, radians
+    grid_query: bool = True  # sinusoids: training queries evenly spaced; false: drawn like support
 
 
 @dataclass(frozen=True)
