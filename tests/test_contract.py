@@ -54,6 +54,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "meta-curvature": Row(
+        lambda model: LEARNERS["meta-curvature"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "meta-curvature, diagonal, first order": Row(
+        lambda model: LEARNERS["meta-curvature"](
+            model=model, inner_steps=2, inner_lr=0.1, largest=6, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "meta-sgd": Row(
         lambda model: LEARNERS["meta-sgd"](model=model, inner_steps=2, eval_steps=3),
         support_order_matters=False,

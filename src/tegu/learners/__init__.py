@@ -5,6 +5,7 @@ from tegu.learners.head import Head
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
+from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metasgd import MetaSgd
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
@@ -14,6 +15,7 @@ LEARNERS: dict[str, type[Learner]] = {
     for cls in (
         Joint,
         Maml,
+        MetaCurvature,
         MetaSgd,
         ProtoNet,
         Reptile,
@@ -27,6 +29,7 @@ __all__ = [
     "Joint",
     "Learner",
     "Maml",
+    "MetaCurvature",
     "MetaSgd",
     "ProtoNet",
     "Reptile",
