@@ -196,10 +196,14 @@ class Job:
         """The algorithm around its model."""
         model: torch.nn.Module
         settings, train = self.recipe.model, self.recipe.train
+        chosen: dict[str, Any] = dict(self.recipe.learner)
+        cls = LEARNERS[chosen.pop("name")]
+        channels = 1 + cls.extra_inputs(chosen)
         if settings.name == "conv4":
-            model = Conv4(train.n_way, width=settings.width, seed=train.seed)
+            model = Conv4(train.n_way, channels=channels, width=settings.width, seed=train.seed)
         else:
             inputs, outputs = (1, 1) if self.regression else (28 * 28, train.n_way)
+            inputs *= channels
             model = Mlp(
                 inputs,
                 outputs,
@@ -207,8 +211,6 @@ class Job:
                 activation=settings.activation,
                 seed=train.seed,
             )
-        chosen: dict[str, Any] = dict(self.recipe.learner)
-        cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
         learner = cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
         return learner.for_ways(train.n_way)

@@ -1,5 +1,6 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
+from tegu.learners.cavia import Cavia
 from tegu.learners.finetune import FineTune
 from tegu.learners.head import Head
 from tegu.learners.joint import Joint
@@ -13,6 +14,7 @@ from tegu.learners.reptile import Reptile
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
+        Cavia,
         Joint,
         Maml,
         MetaCurvature,
@@ -24,6 +26,7 @@ LEARNERS: dict[str, type[Learner]] = {
 
 __all__ = [
     "LEARNERS",
+    "Cavia",
     "FineTune",
     "Head",
     "Joint",
