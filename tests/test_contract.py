@@ -70,6 +70,27 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "imaml": Row(
+        lambda model: LEARNERS["imaml"](
+            model=model, inner_steps=3, eval_steps=4, solver_steps=3, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "imaml, neumann, adam": Row(
+        lambda model: LEARNERS["imaml"](
+            model=model,
+            inner_steps=2,
+            eval_steps=3,
+            inner_optimiser="adam",
+            inner_lr=0.01,
+            strength=20.0,
+            solver="neumann",
+            solver_steps=2,
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,

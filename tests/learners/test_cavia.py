@@ -122,6 +122,9 @@ def test_a_task_is_its_context_alone(episodes: Episode) -> None:
         torch.testing.assert_close(contexts[t], context, rtol=1e-10, atol=1e-12)
         expected = network(params, one.query.x, context)
         torch.testing.assert_close(answers[t], expected, rtol=1e-10, atol=1e-12)
+        joined = torch.cat([one.query.x, context.expand(6, 4)], 1)
+        features = made.features({**params, "context/task": context}, one.query.x)
+        torch.testing.assert_close(features, made.model.body(joined).detach())
 
 
 def test_images_get_constant_channels(toy_images: ClassDataset) -> None:

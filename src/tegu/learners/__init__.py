@@ -3,6 +3,7 @@
 from tegu.learners.cavia import Cavia
 from tegu.learners.finetune import FineTune
 from tegu.learners.head import Head
+from tegu.learners.imaml import IMaml
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
@@ -15,6 +16,7 @@ LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
         Cavia,
+        IMaml,
         Joint,
         Maml,
         MetaCurvature,
@@ -29,6 +31,7 @@ __all__ = [
     "Cavia",
     "FineTune",
     "Head",
+    "IMaml",
     "Joint",
     "Learner",
     "Maml",
