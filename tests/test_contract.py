@@ -125,6 +125,20 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "proto-maml": Row(
+        lambda model: LEARNERS["proto-maml"](
+            model=model, n_way=N_WAY, inner_steps=2, eval_steps=3, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "proto-maml, first order": Row(
+        lambda model: LEARNERS["proto-maml"](
+            model=model, n_way=N_WAY, inner_steps=2, inner_lr=0.1, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
         support_order_matters=False,

@@ -9,6 +9,7 @@ from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
 from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metasgd import MetaSgd
+from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
 
@@ -21,6 +22,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Maml,
         MetaCurvature,
         MetaSgd,
+        ProtoMaml,
         ProtoNet,
         Reptile,
     )
@@ -37,6 +39,7 @@ __all__ = [
     "Maml",
     "MetaCurvature",
     "MetaSgd",
+    "ProtoMaml",
     "ProtoNet",
     "Reptile",
 ]
