@@ -43,7 +43,54 @@ class Row:
     renaming_permutes: bool
 
 
+def wider(model: nn.Module, extra: int) -> nn.Module:
+    """The model with more inputs: its first dense layer is made anew in place."""
+    path, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear))
+    parent, _, leaf = path.rpartition(".")
+    layer = nn.Linear(first.in_features + extra, first.out_features).to(first.weight.dtype)
+    generator = torch.Generator().manual_seed(4)
+    for p in layer.parameters():
+        p.data.uniform_(-0.5, 0.5, generator=generator)
+    setattr(model.get_submodule(parent), leaf, layer)
+    return model
+
+
 ROWS = {
+    "cavia": Row(
+        lambda model: LEARNERS["cavia"](
+            model=wider(model, 3), context=3, inner_steps=2, inner_lr=0.5
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "cavia, first order": Row(
+        lambda model: LEARNERS["cavia"](
+            model=wider(model, 2), context=2, inner_steps=2, eval_steps=3, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "imaml": Row(
+        lambda model: LEARNERS["imaml"](
+            model=model, inner_steps=3, eval_steps=4, solver_steps=3, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "imaml, neumann, adam": Row(
+        lambda model: LEARNERS["imaml"](
+            model=model,
+            inner_steps=2,
+            eval_steps=3,
+            inner_optimiser="adam",
+            inner_lr=0.01,
+            strength=20.0,
+            solver="neumann",
+            solver_steps=2,
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -53,6 +100,44 @@ ROWS = {
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "meta-curvature": Row(
+        lambda model: LEARNERS["meta-curvature"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "meta-curvature, diagonal, first order": Row(
+        lambda model: LEARNERS["meta-curvature"](
+            model=model, inner_steps=2, inner_lr=0.1, largest=6, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "meta-sgd": Row(
+        lambda model: LEARNERS["meta-sgd"](model=model, inner_steps=2, eval_steps=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "meta-sgd, first order": Row(
+        lambda model: LEARNERS["meta-sgd"](
+            model=model, initial="same", inner_lr=0.1, inner_steps=2, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "proto-maml": Row(
+        lambda model: LEARNERS["proto-maml"](
+            model=model, n_way=N_WAY, inner_steps=2, eval_steps=3, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "proto-maml, first order": Row(
+        lambda model: LEARNERS["proto-maml"](
+            model=model, n_way=N_WAY, inner_steps=2, inner_lr=0.1, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
     ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
@@ -300,18 +385,22 @@ def test_frozen_and_unused_parameters(row: Row, episodes: Episode) -> None:
 
 
 def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episode) -> None:
-    """Under new parameters, and under the model's own they equal a plain call."""
+    """Under new parameters, and under the model's own they equal a plain call.
+
+    Inputs that the learner adds are zero before any task.
+    """
     x, model = episodes.query.x[0], learner.model
+    seen = F.pad(x, (0, learner.extra_inputs(vars(learner))))
     with torch.no_grad():
-        torch.testing.assert_close(learner.features(learner.init(), x), model.body(x))
+        torch.testing.assert_close(learner.features(learner.init(), x), model.body(seen))
         new = trained(learner, episodes)
         found = learner.features(new, x)
-        assert not torch.allclose(found, model.body(x))
+        assert not torch.allclose(found, model.body(seen))
         names = dict(model.named_parameters())
         for name, value in new.items():
             if name in names:
                 names[name].copy_(value)
-        torch.testing.assert_close(found, model.body(x))
+        torch.testing.assert_close(found, model.body(seen))
     assert found.shape == (6, 8)
 
 
@@ -319,8 +408,8 @@ def test_features_leave_the_buffers_of_a_users_model_alone(row: Row, episodes: E
     model = nn.Module()
     model.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
     model.double()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
     learner = row.make(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     learner.features(learner.init(), episodes.query.x[0])
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
 

@@ -60,6 +60,18 @@ def test_sinusoids_are_regression() -> None:
     assert tasks == Sinusoids("meta_val", n_shot=3, n_query=1, seed=5)
 
 
+def test_waves_are_those_of_the_recipe() -> None:
+    """Up to the phase that it names; scored on a grid, whatever they are trained on."""
+    drawn = {"data__phase": 3.0, "data__grid_query": False}
+    waves = job(data__name="sinusoids", **drawn)
+    for split, grid in (("meta_train", False), ("meta_test", True)):
+        tasks = waves.tasks(split, n_shot=3, n_query=4, seed=5)
+        expected = Sinusoids(split, n_shot=3, n_query=4, seed=5, grid_query=grid, phase=(0.0, 3.0))
+        assert tasks == expected
+    with pytest.raises(InputError, match=r"range of phase is \(0\.0, 0\.0\)"):
+        job(data__name="sinusoids", data__phase=0.0).check()
+
+
 def test_tasks_are_drawn_as_the_recipe_says() -> None:
     tasks = job().tasks("meta_val", n_shot=2, n_query=1, seed=7)
     assert isinstance(tasks, FewShotTasks)

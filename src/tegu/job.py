@@ -190,7 +190,15 @@ class Job:
     def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
         """Episodes of a split, images as they are; n_way 0 is that of training."""
         if self.regression:
-            return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
+            settings = self.recipe.data
+            return Sinusoids(
+                split,
+                n_shot=n_shot,
+                n_query=max(n_query, 1),
+                seed=seed,
+                grid_query=settings.grid_query or split != "meta_train",
+                phase=(0.0, settings.phase),
+            )
         return FewShotTasks(
             self.data(split),
             n_way or self.recipe.train.n_way,
@@ -239,8 +247,9 @@ class Job:
     def _model(self) -> torch.nn.Module:
         settings, train = self.recipe.model, self.recipe.train
         channels, size = IMAGES.get(self.recipe.data.name, (1, 1))
-        headless = LEARNERS[self.recipe.learner["name"]].headless
-        ways, seed = 0 if headless else train.n_way, train.seed
+        cls = LEARNERS[self.recipe.learner["name"]]
+        channels += cls.extra_inputs(self.recipe.learner)
+        ways, seed = 0 if cls.headless else train.n_way, train.seed
         if settings.name == "conv4":
             width = settings.widths or settings.width
             return Conv4(

@@ -1,18 +1,28 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
+from tegu.learners.cavia import Cavia
 from tegu.learners.finetune import FineTune
 from tegu.learners.head import Head
+from tegu.learners.imaml import IMaml
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
+from tegu.learners.metacurvature import MetaCurvature
+from tegu.learners.metasgd import MetaSgd
+from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
 
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
+        Cavia,
+        IMaml,
         Joint,
         Maml,
+        MetaCurvature,
+        MetaSgd,
+        ProtoMaml,
         ProtoNet,
         Reptile,
     )
@@ -20,11 +30,16 @@ LEARNERS: dict[str, type[Learner]] = {
 
 __all__ = [
     "LEARNERS",
+    "Cavia",
     "FineTune",
     "Head",
+    "IMaml",
     "Joint",
     "Learner",
     "Maml",
+    "MetaCurvature",
+    "MetaSgd",
+    "ProtoMaml",
     "ProtoNet",
     "Reptile",
 ]

@@ -101,6 +101,14 @@ class Learner:
         own = any(f.name == "n_way" for f in fields(self))
         return replace(self, n_way=n_way) if own else self  # type: ignore[call-arg]
 
+    @classmethod
+    def extra_inputs(cls, settings: Mapping[str, Any]) -> int:
+        """How many inputs the model takes beyond an example's own, for some settings.
+
+        Numbers of a vector, channels of an image; the learner fills them in.
+        """
+        return 0
+
     # What is meta-learned?
 
     def init(self) -> Params:

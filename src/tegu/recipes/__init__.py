@@ -37,6 +37,8 @@ class Data:
     validation: str = ""  # split of the progress figure; "": meta_val if there is one
     augment: str = ""  # of training images: "standard" (crop, flip and colour, or affine), or none
     within: bool = False  # every task from one group of classes: omniglot's alphabets, say
+    phase: float = 2 * math.pi  # sinusoids: phases are drawn from 0 to this, radians
+    grid_query: bool = True  # sinusoids: training queries evenly spaced; false: drawn like support
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Meta-SGD: MAML whose step has a learned rate for every single weight.
+
+Li, Zhou, Chen, Li (2017), Meta-SGD: learning to learn quickly for few-shot
+learning, arXiv:1707.09835, algorithm 1:
+
+    theta_i      <- theta - alpha * gradient of the support loss    (equation 2, elementwise)
+    theta, alpha <- outer step on the query losses at theta_i
+
+A rate that turns negative or zero turns or stops its weight: alpha sets the
+direction of a step as well as its size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tegu import keys
+from tegu.errors import InputError, unknown
+from tegu.inner import Params
+from tegu.learners.learner import Learner, State
+from tegu.learners.maml import Maml
+
+RATES = "rates/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaSgd(Maml):
+    """Meta-SGD with any number of steps, all at the same learned rates.
+
+    Args:
+        initial: "uniform": rates start between `lowest_rate` and `highest_rate`, each
+            weight's own; "same": all start at `inner_lr`.
+        lowest_rate: least initial rate.
+        highest_rate: largest initial rate.
+        rate_seed: of the initial rates.
+        first_order: take the gradients of the support loss for constants in the outer
+            gradient; rates are learned all the same.
+
+    The other settings are those of `Maml`.
+
+    Reference:
+        arXiv:1707.09835. Differs from the paper: the outer loss is the mean over tasks,
+        where the paper writes the sum; steps may be more than one.
+    """
+
+    name: ClassVar[str] = "meta-sgd"
+
+    initial: str = "uniform"
+    lowest_rate: float = 0.005
+    highest_rate: float = 0.1
+    rate_seed: int = 0
+    eval_steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.initial not in ("uniform", "same"):
+            raise unknown("way to start the rates", self.initial, ["uniform", "same"])
+        if not 0 <= self.lowest_rate <= self.highest_rate:
+            raise InputError(
+                f"rates from {self.lowest_rate} to {self.highest_rate}",
+                "0 or more, the lower first",
+                "Try lowest_rate=0.005 and highest_rate=0.1.",
+            )
+        if self.inner_optimiser != "sgd" or self.momentum:
+            raise InputError(
+                f"Meta-SGD with {self.inner_optimiser}, momentum {self.momentum}",
+                "plain sgd, whose step the learned rates are",
+                "Leave out inner_optimiser and momentum.",
+            )
+
+    def init(self) -> Params:
+        """Initial weights, and under "rates/NAME" a rate for each of them."""
+        weights = super().init()
+        return {**weights, **{RATES + name: self._rates(name, w) for name, w in weights.items()}}
+
+    def _rates(self, name: str, weight: Tensor) -> Tensor:
+        if self.initial == "same":
+            return weight.new_full(weight.shape, self.inner_lr)
+        key = keys.key(self.rate_seed, "rates", name, device=weight.device)
+        rates = keys.uniform(key, weight.numel(), self.lowest_rate, self.highest_rate)
+        return rates.reshape(weight.shape).to(weight.dtype)
+
+    def adaptable(self, params: Params) -> Params:
+        own = super().adaptable(params)
+        return {name: p for name, p in own.items() if not name.startswith(RATES)}
+
+    def move(
+        self, params: Params, state: State, grads: Params, index: Tensor
+    ) -> tuple[Params, Params]:
+        if self.first_order:
+            grads = {name: g.detach() for name, g in grads.items()}
+        weights = state["weights"]
+        new = {name: w - params[RATES + name] * grads[name] for name, w in weights.items()}
+        return new, state["inner"]
+
+    # The first order is in `move`, so that rates keep their gradient.
+    outer_loss = Learner.outer_loss
+
+    def chained(self) -> bool:
+        return True
