@@ -161,7 +161,7 @@ CASES = {
     "command": Case(
         "trian reptile-glyphs",
         "unknown command 'trian'",
-        "one of evaluate, info, quickstart, recipes, reproduce, train",
+        "one of evaluate, info, leaderboard, quickstart, recipes, reproduce, train",
         "Did you mean 'train'?",
     ),
     "option": Case(

@@ -29,9 +29,9 @@ KEYS = keys.fold(keys.key(0), torch.arange(3))
 
 def network(weights: Params, x: Tensor, context: Tensor) -> Tensor:
     """The first layer in two products, so that nothing is joined."""
-    into_x, into_context = weights["layers.0.weight"].split([1, len(context)], 1)
-    hidden = x @ into_x.T + into_context @ context + weights["layers.0.bias"]
-    return F.linear(torch.tanh(hidden), weights["layers.1.weight"], weights["layers.1.bias"])
+    into_x, into_context = weights["body.1.weight"].split([1, len(context)], 1)
+    hidden = x @ into_x.T + into_context @ context + weights["body.1.bias"]
+    return F.linear(torch.tanh(hidden), weights["head.weight"], weights["head.bias"])
 
 
 def adapted(weights: Params, support: Examples, *, steps: int, second: bool) -> Tensor:

@@ -65,8 +65,8 @@ def whole(params: Params, name: str) -> Tensor:
 
 
 def network(weights: Params, x: Tensor) -> Tensor:
-    hidden = torch.tanh(F.linear(x, weights["layers.0.weight"], weights["layers.0.bias"]))
-    return F.linear(hidden, weights["layers.1.weight"], weights["layers.1.bias"])
+    hidden = torch.tanh(F.linear(x, weights["body.1.weight"], weights["body.1.bias"]))
+    return F.linear(hidden, weights["head.weight"], weights["head.bias"])
 
 
 def plain(params: Params, episode: Episode, *, steps: int, first_order: bool = False) -> Tensor:

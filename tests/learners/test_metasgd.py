@@ -21,8 +21,8 @@ KEYS = keys.fold(keys.key(0), torch.arange(3))
 
 
 def network(weights: Params, x: Tensor) -> Tensor:
-    hidden = torch.tanh(F.linear(x, weights["layers.0.weight"], weights["layers.0.bias"]))
-    return F.linear(hidden, weights["layers.1.weight"], weights["layers.1.bias"])
+    hidden = torch.tanh(F.linear(x, weights["body.1.weight"], weights["body.1.bias"]))
+    return F.linear(hidden, weights["head.weight"], weights["head.bias"])
 
 
 def plain(params: Params, episode: Episode, *, steps: int, first_order: bool) -> Tensor:
@@ -118,10 +118,10 @@ def test_initial_rates() -> None:
     assert len(rates.unique()) == 16
     assert 0.005 <= float(rates.min()) < 0.03
     assert 0.07 < float(rates.max()) < 0.1
-    assert not torch.equal(first["rates/layers.0.bias"], other["rates/layers.0.bias"])
-    assert torch.equal(first["layers.0.bias"], other["layers.0.bias"])
+    assert not torch.equal(first["rates/body.1.bias"], other["rates/body.1.bias"])
+    assert torch.equal(first["body.1.bias"], other["body.1.bias"])
     same = learner(initial="same", inner_lr=0.25).init()
-    assert same["rates/layers.1.weight"].tolist() == [[0.25] * 5]
+    assert same["rates/head.weight"].tolist() == [[0.25] * 5]
 
 
 def test_a_task_keeps_weights_alone(episodes: Episode) -> None:

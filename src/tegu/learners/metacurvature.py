@@ -23,7 +23,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.learners.maml import Maml
-from tegu.models.conv4 import StridedConv
+from tegu.models.convolution import Conv
 
 CURVATURE = "curvature/"
 
@@ -71,7 +71,7 @@ class MetaCurvature(Maml):
         Dense layers: outputs, inputs. Anything else: its own.
         """
         owner = self.model.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, StridedConv):
+        if isinstance(owner, Conv):
             return 9, len(weight) // 9, weight.shape[1]
         if weight.ndim > 2:
             return weight.shape[0], weight.shape[1], prod(weight.shape[2:])
