@@ -210,3 +210,9 @@ def test_a_learner_from_queries_gets_some(monkeypatch: pytest.MonkeyPatch) -> No
         job(learner__name="queried").check()
     job(learner__name="queried", train__n_query=1).check()
     job(learner__name="queried", data__name="sinusoids").check()
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_what_meta_learns_from_queries_says_so(name: str) -> None:
+    with pytest.raises(InputError, match=f"n_query is 0 with the learner {name}"):
+        job(learner__name=name).check()

@@ -90,8 +90,7 @@ class Job:
         train, scored = self.recipe.train, self.recipe.evaluate
         learner = self.learner
         self.engine(learner, steps=0)
-        own_loss = type(learner).outer_loss is not Learner.outer_loss
-        if not (train.n_query or self.regression or learner.outer_update or own_loss):
+        if learner.uses_queries() and not (train.n_query or self.regression):
             raise InputError(
                 f"train.n_query is 0 with the learner {learner.name}",
                 "queries, which it meta-learns from",

@@ -159,6 +159,10 @@ class Learner:
         outputs = self.predict(params, state, episode.query.x, episode.query.mask)
         return self.loss(outputs, episode.query)
 
+    def uses_queries(self) -> bool:
+        """Whether meta-training looks at query examples, so that episodes must have some."""
+        return type(self).outer_update is None
+
     def chained(self) -> bool:
         """Whether the outer loss is that of the queries after the last step and nothing else.
 
