@@ -44,6 +44,18 @@ class Row:
 
 
 ROWS = {
+    "fomaml": Row(
+        lambda model: LEARNERS["fomaml"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "fomaml, shared tail": Row(
+        lambda model: LEARNERS["fomaml"](
+            model=model, inner_steps=2, inner_batch=4, inner_lr=0.1, tail="shared"
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,

@@ -1,6 +1,7 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
 from tegu.learners.finetune import FineTune
+from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
@@ -11,6 +12,7 @@ from tegu.learners.reptile import Reptile
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
+        Fomaml,
         Joint,
         Maml,
         ProtoNet,
@@ -21,6 +23,7 @@ LEARNERS: dict[str, type[Learner]] = {
 __all__ = [
     "LEARNERS",
     "FineTune",
+    "Fomaml",
     "Head",
     "Joint",
     "Learner",
