@@ -66,6 +66,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "maml++": Row(
+        lambda model: LEARNERS["maml++"](model=model, inner_steps=2, eval_steps=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "maml++, one norm": Row(
+        lambda model: LEARNERS["maml++"](
+            model=model, inner_steps=2, eval_steps=2, per_step_norm=False, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
         support_order_matters=False,

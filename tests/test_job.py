@@ -187,6 +187,7 @@ def test_threads_are_torch_s() -> None:
         ({"train__validate_every": 1, "data__validation": "val"}, "unknown split 'val'"),
         ({"engine__precision": "fp16"}, "unknown precision 'fp16'"),
         ({"learner__eval_batch": -1}, "eval_batch is -1"),
+        ({"train__outer_schedule": "cosin"}, "unknown outer schedule 'cosin'"),
     ],
 )
 def test_check_finds_what_would_fail_later(changes: dict[str, Any], text: str) -> None:

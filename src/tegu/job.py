@@ -88,7 +88,7 @@ class Job:
             InputError: a setting that one of them refuses.
         """
         train, scored = self.recipe.train, self.recipe.evaluate
-        learner = self.learner
+        learner, _ = self.learner, self.settings
         self.engine(learner, steps=0)
         if learner.uses_queries() and not (train.n_query or self.regression):
             raise InputError(
@@ -170,6 +170,21 @@ class Job:
             precision=settings.precision,
         )
 
+    @property
+    def settings(self) -> Settings:
+        """How long and how fast to meta-learn."""
+        train = self.recipe.train
+        return Settings(
+            meta_iterations=train.meta_iterations,
+            meta_batch=train.meta_batch,
+            outer_lr=train.outer_lr,
+            outer_lr_final=train.outer_lr_final,
+            outer_schedule=train.outer_schedule,
+            seed=train.seed,
+            validate_every=train.validate_every,
+            checkpoint_seconds=train.checkpoint_seconds,
+        )
+
     def train(
         self,
         folder: Path | None,
@@ -179,15 +194,6 @@ class Job:
     ) -> tuple[Params, Progress]:
         """Meta-learning, into a run folder."""
         train = self.recipe.train
-        settings = Settings(
-            meta_iterations=train.meta_iterations,
-            meta_batch=train.meta_batch,
-            outer_lr=train.outer_lr,
-            outer_lr_final=train.outer_lr_final,
-            seed=train.seed,
-            validate_every=train.validate_every,
-            checkpoint_seconds=train.checkpoint_seconds,
-        )
         tasks = self.tasks(
             "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
         )
@@ -195,7 +201,7 @@ class Job:
         return meta_train(
             self.engine(self.learner, steps=steps),
             tasks,
-            settings,
+            self.settings,
             run=Run(folder, self.recipe.plain()) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,

@@ -6,6 +6,7 @@ from tegu.learners.head import Head
 from tegu.learners.joint import Joint
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
+from tegu.learners.mamlpp import MamlPlusPlus
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.reptile import Reptile
 
@@ -15,6 +16,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Fomaml,
         Joint,
         Maml,
+        MamlPlusPlus,
         ProtoNet,
         Reptile,
     )
@@ -28,6 +30,7 @@ __all__ = [
     "Joint",
     "Learner",
     "Maml",
+    "MamlPlusPlus",
     "ProtoNet",
     "Reptile",
 ]
