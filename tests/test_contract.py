@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
@@ -44,6 +43,23 @@ class Row:
 
 
 ROWS = {
+    "anil": Row(
+        lambda model: LEARNERS["anil"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "anil, mini-batches of first order": Row(
+        lambda model: LEARNERS["anil"](
+            model=model, inner_steps=2, inner_batch=4, eval_batch=5, first_order=True
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "boil": Row(
+        lambda model: LEARNERS["boil"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "fomaml": Row(
         lambda model: LEARNERS["fomaml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -125,7 +141,8 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self.body = nn.Sequential(nn.Linear(6, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 8))
+        layers = (nn.Linear(6, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(8, N_WAY)
         self.unused = nn.Parameter(torch.ones(2))
         for p in self.parameters():
@@ -133,12 +150,27 @@ class Normed(nn.Module):
         self.body[3].requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(F.relu(self.body(x)))
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+class Plain(nn.Module):
+    """Two layers and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, N_WAY)
+        generator = torch.Generator().manual_seed(2)
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
         return out
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": lambda: Mlp(6, N_WAY, hidden=(8,)),
+    "plain": Plain,
     "normed": Normed,
 }
 

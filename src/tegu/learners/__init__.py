@@ -1,5 +1,7 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
+from tegu.learners.anil import Anil
+from tegu.learners.boil import Boil
 from tegu.learners.finetune import FineTune
 from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
@@ -13,6 +15,8 @@ from tegu.learners.reptile import Reptile
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
+        Anil,
+        Boil,
         Fomaml,
         Joint,
         Maml,
@@ -24,6 +28,8 @@ LEARNERS: dict[str, type[Learner]] = {
 
 __all__ = [
     "LEARNERS",
+    "Anil",
+    "Boil",
     "FineTune",
     "Fomaml",
     "Head",
