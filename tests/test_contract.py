@@ -56,6 +56,23 @@ def wider(model: nn.Module, extra: int) -> nn.Module:
 
 
 ROWS = {
+    "anil": Row(
+        lambda model: LEARNERS["anil"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "anil, mini-batches of first order": Row(
+        lambda model: LEARNERS["anil"](
+            model=model, inner_steps=2, inner_batch=4, eval_batch=5, first_order=True
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "boil": Row(
+        lambda model: LEARNERS["boil"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "cavia": Row(
         lambda model: LEARNERS["cavia"](
             model=wider(model, 3), context=3, inner_steps=2, inner_lr=0.5
@@ -66,6 +83,18 @@ ROWS = {
     "cavia, first order": Row(
         lambda model: LEARNERS["cavia"](
             model=wider(model, 2), context=2, inner_steps=2, eval_steps=3, first_order=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "fomaml": Row(
+        lambda model: LEARNERS["fomaml"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "fomaml, shared tail": Row(
+        lambda model: LEARNERS["fomaml"](
+            model=model, inner_steps=2, inner_batch=4, inner_lr=0.1, tail="shared"
         ),
         support_order_matters=False,
         renaming_permutes=False,
@@ -91,8 +120,27 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "joint": Row(
+        lambda model: LEARNERS["joint"](
+            model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "maml++": Row(
+        lambda model: LEARNERS["maml++"](model=model, inner_steps=2, eval_steps=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "maml++, one norm": Row(
+        lambda model: LEARNERS["maml++"](
+            model=model, inner_steps=2, eval_steps=2, per_step_norm=False, first_order=True
+        ),
         support_order_matters=False,
         renaming_permutes=False,
     ),
@@ -144,13 +192,6 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
-    "joint": Row(
-        lambda model: LEARNERS["joint"](
-            model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01
-        ),
-        support_order_matters=True,
-        renaming_permutes=False,
-    ),
     "reptile": Row(
         lambda model: LEARNERS["reptile"](
             model=model, inner_steps=3, inner_batch=4, eval_steps=4, eval_batch=5, inner_lr=0.01
@@ -186,7 +227,8 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self.body = nn.Sequential(nn.Linear(6, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 8))
+        layers = (nn.Linear(6, 8), BatchNorm(8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.body = nn.Sequential(*layers)
         self.head = nn.Linear(8, N_WAY)
         self.unused = nn.Parameter(torch.ones(2))
         for p in self.parameters():
@@ -194,12 +236,27 @@ class Normed(nn.Module):
         self.body[3].requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(F.relu(self.body(x)))
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+class Plain(nn.Module):
+    """Two layers and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.ReLU()), nn.Linear(8, N_WAY)
+        generator = torch.Generator().manual_seed(2)
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
         return out
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "mlp": lambda: Mlp(6, N_WAY, hidden=(8,)),
+    "plain": Plain,
     "normed": Normed,
 }
 

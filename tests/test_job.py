@@ -330,6 +330,7 @@ def test_threads_are_torch_s() -> None:
         ({"train__validate_every": 1, "data__validation": "val"}, "unknown split 'val'"),
         ({"engine__precision": "fp16"}, "unknown precision 'fp16'"),
         ({"learner__eval_batch": -1}, "eval_batch is -1"),
+        ({"train__outer_schedule": "cosin"}, "unknown outer schedule 'cosin'"),
     ],
 )
 def test_check_finds_what_would_fail_later(changes: dict[str, Any], text: str) -> None:
@@ -374,3 +375,9 @@ def test_a_figure_may_have_ways_of_its_own_where_the_learner_has() -> None:
             train__n_query=1,
             evaluate__cells=({"normalisation": "running"},),
         ).check()
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_what_meta_learns_from_queries_says_so(name: str) -> None:
+    with pytest.raises(InputError, match=f"n_query is 0 with the learner {name}"):
+        job(learner__name=name).check()

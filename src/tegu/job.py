@@ -141,10 +141,9 @@ class Job:
             InputError: a setting that one of them refuses.
         """
         train, scored = self.recipe.train, self.recipe.evaluate
-        learner = self.learner
+        learner, _ = self.learner, self.settings
         self.engine(learner, steps=0)
-        own_loss = type(learner).outer_loss is not Learner.outer_loss
-        if not (train.n_query or self.regression or learner.outer_update or own_loss):
+        if learner.uses_queries() and not (train.n_query or self.regression):
             raise InputError(
                 f"train.n_query is 0 with the learner {learner.name}",
                 "queries, which it meta-learns from",
@@ -293,6 +292,22 @@ class Job:
             checkpoint=settings.checkpoint and learner.outer_update is None,
         )
 
+    @property
+    def settings(self) -> Settings:
+        """How long and how fast to meta-learn."""
+        train = self.recipe.train
+        return Settings(
+            meta_iterations=train.meta_iterations,
+            meta_batch=train.meta_batch,
+            outer_lr=train.outer_lr,
+            outer_lr_final=train.outer_lr_final,
+            outer_schedule=train.outer_schedule,
+            seed=train.seed,
+            seconds=train.seconds,
+            validate_every=train.validate_every,
+            checkpoint_seconds=train.checkpoint_seconds,
+        )
+
     def train(
         self,
         folder: Path | None,
@@ -302,16 +317,6 @@ class Job:
     ) -> tuple[Params, Progress]:
         """Meta-learning, into a run folder."""
         train = self.recipe.train
-        settings = Settings(
-            meta_iterations=train.meta_iterations,
-            meta_batch=train.meta_batch,
-            outer_lr=train.outer_lr,
-            outer_lr_final=train.outer_lr_final,
-            seed=train.seed,
-            seconds=train.seconds,
-            validate_every=train.validate_every,
-            checkpoint_seconds=train.checkpoint_seconds,
-        )
         learner = self.learner
         by_rule = learner.outer_update is not None
         engine = self.engine(
@@ -322,7 +327,7 @@ class Job:
         return meta_train(
             engine,
             self._training_tasks(),
-            settings,
+            self.settings,
             run=Run(folder, self.recipe.plain()) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,

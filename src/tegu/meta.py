@@ -165,6 +165,7 @@ def meta_train(
     meta_batch: int = 5,
     outer_lr: float = 1.0,
     outer_lr_final: float = 0.0,
+    outer_schedule: str = "linear",
     seed: int = 0,
     run: str | Path | None = None,
     resume: bool = False,
@@ -181,7 +182,8 @@ def meta_train(
         meta_iterations: outer updates.
         meta_batch: episodes per outer update.
         outer_lr: step size of the first outer update.
-        outer_lr_final: step size that it falls to, linearly.
+        outer_lr_final: step size that it falls to.
+        outer_schedule: "linear" or "cosine", the way there.
         seed: of the learner's random numbers.
         run: a folder for checkpoints; None keeps nothing.
         resume: go on from the folder's checkpoint.
@@ -200,7 +202,9 @@ def meta_train(
         >>> learned.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
         torch.Size([1, 1])
     """
-    settings = Settings(meta_iterations, meta_batch, outer_lr, outer_lr_final, seed)
+    settings = Settings(
+        meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
+    )
     engine = Vectorised(learner, vectorise=vectorise, compile=compile, precision=precision)
     folder = None
     if run is not None:

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import Reptile
+from tegu.learners import FineTune, Reptile
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
@@ -118,6 +118,67 @@ def test_stopped_by_a_signal_and_resumed(signum: int, tasks: FewShotTasks, tmp_p
     assert report.iteration == settings.meta_iterations
     digests = {load_checkpoint(tmp_path / x / "checkpoint.safetensors").digest() for x in "ab"}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_outer_step_size_falls_as_torch_has_it(schedule: str, tasks: FewShotTasks) -> None:
+    settings = Settings(7, 1, outer_lr=0.5, outer_lr_final=0.1, outer_schedule=schedule)
+    seen: list[float] = []
+
+    class Noted(Vectorised):
+        def update(self, *args: Any, outer_lr: float, **settings: Any) -> Any:
+            seen.append(outer_lr)
+            return super().update(*args, outer_lr=outer_lr, **settings)
+
+    meta_train(Noted(engine().learner), tasks, settings)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    theirs: Any = (
+        torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.2, 7)
+        if schedule == "linear"
+        else torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 7, 0.1)
+    )
+    expected = []
+    for _ in range(7):
+        expected.append(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+    assert seen == pytest.approx(expected)
+    with pytest.raises(InputError, match=r"unknown outer schedule 'cosin'.*Did you mean 'cosine'"):
+        replace(settings, outer_schedule="cosin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(FineTune):
+    """Its loss is what it is told, and does not depend on the weights."""
+
+    name: ClassVar[str] = "staged"
+
+    def schedule(self, done: float) -> Params:
+        late = {"late": torch.ones(())} if done >= 0.5 else {}
+        return {"done": torch.tensor(done), **late}
+
+    def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
+        zero = sum(p.sum() for name, p in params.items() if "/" not in name) * 0
+        return zero + params["schedule/done"] + (10 if "schedule/late" in params else 0)
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_a_learner_is_told_how_far_meta_training_is(
+    how: str, tasks: FewShotTasks, tmp_path: Path
+) -> None:
+    """Of four iterations two are late; nothing of it is learned or kept."""
+    staged, losses = Staged(model=Mlp(6, 3)), []
+    params, _ = meta_train(
+        Vectorised(staged, vectorise=how),
+        tasks,
+        Settings(4, 2, validate_every=1),
+        run=Run(tmp_path, {}),
+        progress=lambda report: losses.append(report.loss),
+    )
+    assert losses == [0.0, 0.25, 10.5, 10.75]
+    saved = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert params.keys() == saved.params.keys() == staged.init().keys()
+    assert not any("schedule" in name for name in saved.outer)
 
 
 def test_outside_the_main_thread_signals_are_left_alone(tasks: FewShotTasks) -> None:
@@ -377,9 +438,9 @@ def test_a_run_by_time_ends_in_time_and_falls_to_the_last_step_size(
     ours = engine()
     plain = ours.update
 
-    def watched(*args: Any, outer_lr: float) -> Any:
+    def watched(*args: Any, outer_lr: float, done: float) -> Any:
         rates.append(outer_lr)
-        return plain(*args, outer_lr=outer_lr)
+        return plain(*args, outer_lr=outer_lr, done=done)
 
     monkeypatch.setattr(ours, "update", watched)
     _, last = meta_train(ours, tasks, Settings(1000, 2, outer_lr=1.0, seconds=6.0))

@@ -17,7 +17,7 @@ from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import Reptile
+from tegu.learners import Joint, Learner, Maml, ProtoNet, Reptile
 from tegu.models import Conv4, Mlp
 from tegu.sampling import FewShotTasks
 
@@ -289,3 +289,49 @@ def test_compiled_equals_eager(images: Episode) -> None:
     learner = learner_of(Conv4(3, size=8, width=4))
     eager, compiled = (run(Vectorised(learner, compile=c), images) for c in (False, True))
     torch.testing.assert_close(compiled, eager, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Mlp(64, 3, hidden=(8,), activation="tanh"),
+        lambda: Conv4(3, size=8, width=4),
+        Foreign,
+    ],
+    ids=["mlp", "conv4", "batch norm"],
+)
+def test_checkpointed_steps_have_the_same_gradient(
+    make: Callable[[], nn.Module], first_order: bool, steps: int, images: Episode
+) -> None:
+    learner = Maml(
+        model=make().double(),
+        inner_lr=0.2,
+        inner_steps=steps,
+        first_order=first_order,
+        normalisation="transductive",
+    )
+    params = learner.init()
+    expected = Vectorised(learner).outer_gradient(params, images, KEYS)
+    assert max(float(g.abs().max()) for g in expected[0].values()) > 0.01
+    found = Vectorised(learner, checkpoint=True).outer_gradient(params, images, KEYS)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_checkpointed_mini_batches_have_the_same_gradient(images: Episode) -> None:
+    """The order of the rows is state too, of whole numbers, and momentum of floats."""
+    model = Mlp(64, 3, hidden=(8,), activation="tanh").double()
+    learner = Maml(model=model, inner_lr=0.2, inner_steps=3, inner_batch=4, momentum=0.5)
+    found, expected = (
+        Vectorised(learner, checkpoint=c).outer_gradient(learner.init(), images, KEYS)
+        for c in (True, False)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("cls", [Joint, ProtoNet, Reptile])
+def test_steps_that_are_no_chain_cannot_be_checkpointed(cls: type[Learner]) -> None:
+    text = f"checkpointed inner steps with {cls.__name__}; expected a learner whose outer loss"
+    with pytest.raises(InputError, match=text):
+        Vectorised(cls(model=Mlp(6, 3)), checkpoint=True)

@@ -152,8 +152,8 @@ def test_a_job_builds_models_with_room(few_glyphs: None) -> None:
         return found.learner.model
 
     waves = built(data__name="sinusoids", model__name="mlp", learner__context=3)
-    assert waves.layers[0].in_features == 4
-    assert built(model__name="mlp").layers[0].in_features == 6 * 784
+    assert waves.body[1].in_features == 4
+    assert built(model__name="mlp").body[1].in_features == 6 * 784
     assert built(model__width=4).body.convs[0].weight.shape == (9 * 6, 4)
     with pytest.raises(InputError, match="context is -7"):
         built(learner__context=-7)

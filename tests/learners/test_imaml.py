@@ -56,7 +56,7 @@ def test_a_quadratic_has_a_closed_form(
         (), inner_steps=250, inner_lr=rate, solver=solver, strength=strength, solver_steps=40
     )
     params = made.init()
-    theta = torch.cat([params["body.1.weight"][0], params["body.1.bias"]])
+    theta = torch.cat([params["head.weight"][0], params["head.bias"]])
     expected, losses = torch.zeros(2, dtype=torch.float64), 0.0
     eye = torch.eye(2, dtype=torch.float64)
     for t in range(3):

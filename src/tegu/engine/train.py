@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import threading
 import time
@@ -25,10 +26,11 @@ from tegu.engine.checkpoint import (
 )
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
-from tegu.errors import InputError
+from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.sampling import Tasks
 
+OUTER_SCHEDULES = ("linear", "cosine")
 BLOCK = 32  # meta-iterations whose episodes are drawn together
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
@@ -71,7 +73,8 @@ class Settings:
             limit. Such a run depends on the machine's speed.
         meta_batch: episodes per outer update.
         outer_lr: step size of the first outer update.
-        outer_lr_final: step size that it falls to, linearly.
+        outer_lr_final: step size that it falls to.
+        outer_schedule: "linear", or "cosine": along half a wave.
         seed: of the learner's random numbers.
         validate_every: meta-iterations between validations; 0 for none.
         checkpoint_seconds: at most this much work is lost when a run is killed.
@@ -85,6 +88,7 @@ class Settings:
     validate_every: int = 0
     checkpoint_seconds: float = 60.0
     seconds: float = 0.0
+    outer_schedule: str = "linear"
 
     def done(self, iteration: int, elapsed: float) -> float:
         """Share of the work that is behind, 0 to 1, after iterations and seconds."""
@@ -92,6 +96,8 @@ class Settings:
         return min(1.0, max(share, elapsed / self.seconds)) if self.seconds else share
 
     def __post_init__(self) -> None:
+        if self.outer_schedule not in OUTER_SCHEDULES:
+            raise unknown("outer schedule", self.outer_schedule, OUTER_SCHEDULES)
         for name, least in (
             ("meta_iterations", 1),
             ("meta_batch", 1),
@@ -102,6 +108,11 @@ class Settings:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
                 )
+
+    def outer_rate(self, done: float) -> float:
+        """Step size of an outer update, when a share `done` of all lies behind."""
+        along = done if self.outer_schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+        return (1 - along) * self.outer_lr + along * self.outer_lr_final
 
 
 @dataclass
@@ -297,8 +308,9 @@ def meta_train(
     with _stop_signals() as stopped:
         for iteration, episodes, key in _batches(tasks, settings, first):
             done = settings.done(iteration, time.monotonic() - started)
-            outer_lr = (1 - done) * settings.outer_lr + done * settings.outer_lr_final
-            params, outer, loss = engine.update(params, outer, episodes, key, outer_lr=outer_lr)
+            params, outer, loss = engine.update(
+                params, outer, episodes, key, outer_lr=settings.outer_rate(done), done=done
+            )
             losses.append(loss)
             report.iteration, report.seconds = iteration + 1, time.monotonic() - started
             last = settings.done(report.iteration, report.seconds) >= 1

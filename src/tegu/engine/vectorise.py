@@ -23,7 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
-from tegu.learners.learner import TRACKED, Learner, State, recording
+from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State, recording
 
 PRECISIONS = ("fp32", "bf16")
 VECTORISATIONS = ("auto", "vmap", "loop")
@@ -59,6 +59,15 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return found
 
 
+def names_of(tree: Any) -> Any:
+    """The names in nested dicts and tuples, nested alike."""
+    if isinstance(tree, Tensor):
+        return None
+    if isinstance(tree, dict):
+        return tuple((name, names_of(part)) for name, part in tree.items())
+    return tuple(names_of(part) for part in tree)
+
+
 def like(tree: Any, tensors: Iterable[Tensor]) -> Any:
     """A tree of the same shape with these tensors in it."""
     left = iter(tensors)
@@ -75,6 +84,8 @@ def _precision(name: str, device: torch.device) -> Iterator[None]:
 class Compiled:
     """A function of nested tensors, compiled for each signature that it is called with.
 
+    A signature is the names of the tensors, with their shapes, strides, types and devices.
+
     It is traced to a graph of tensor operations first. The graph holds no module and no
     setting, so that a call checks its tensors' shapes and nothing else.
     """
@@ -85,7 +96,8 @@ class Compiled:
 
     def __call__(self, *trees: Any) -> Any:
         leaves = tensors_of(trees)
-        signature = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        signature = (names_of(trees), kinds)
         if signature not in self._programs:
             self._programs[signature] = self._compiled(trees, leaves)
         program, shape = self._programs[signature]
@@ -214,9 +226,24 @@ class Vectorised:
         return Adam(0.0).init(_learnt(params))
 
     def update(
-        self, params: Params, outer: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
+        self,
+        params: Params,
+        outer: Params,
+        episodes: Episode,
+        keys: Tensor,
+        *,
+        outer_lr: float,
+        done: float = 1.0,
     ) -> tuple[Params, Params, Tensor]:
         """One meta-iteration: by the learner's own rule, or by Adam on its outer loss.
+
+        Args:
+            params: what is meta-learned.
+            outer: state of the outer optimiser.
+            episodes: T of them.
+            keys: shape (T,) int64.
+            outer_lr: step size.
+            done: share of meta-training that lies behind, for the learner's `schedule`.
 
         Returns:
             New parameters, new state of the outer optimiser, and the loss.
@@ -224,7 +251,9 @@ class Vectorised:
         if self.learner.outer_update is not None:
             params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr)
             return params, outer, loss
-        grads, seen, loss = self._outer(params, episodes, keys)
+        some = next(iter(params.values()))
+        staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
+        grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
         with torch.no_grad():
             new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
             tracked = {
@@ -380,8 +409,8 @@ class Vectorised:
 
 
 def _learnt(params: Params) -> Params:
-    """What the outer optimiser changes: all but running statistics."""
-    return {name: p for name, p in params.items() if not name.startswith(TRACKED)}
+    """What the outer optimiser changes: all but running statistics and scheduled values."""
+    return {k: p for k, p in params.items() if not k.startswith((TRACKED, SCHEDULED))}
 
 
 def _floats(tree: Any) -> list[Tensor]:

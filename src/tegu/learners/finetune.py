@@ -124,19 +124,36 @@ class FineTune(Learner):
         return state
 
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
-        batch, scale = support, 1.0
-        mask: Tensor | None = support.mask
-        if "order" in state:
-            rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
-            batch, mask = Examples(*(field[rows] for field in support)), None
-            scale = len(rows) / self.inner_batch if self.summed and self.inner_batch else 1.0
-
-        def loss(weights: Params) -> Tensor:
-            return scale * self.loss(self.forward({**params, **weights}, batch.x, mask), batch)
-
-        grads, value = grad_and_value(loss)(state["weights"])
+        grads, value = self.gradient(params, state, support, index)
         weights, inner = self.move(params, state, grads, index)
         return {**state, "weights": weights, "inner": inner, "loss": value}
+
+    def gradient(
+        self, params: Params, state: State, support: Examples, index: Tensor
+    ) -> tuple[Params, Tensor]:
+        """Gradient of `batch_loss` by the task's weights, and its value."""
+
+        def loss(weights: Params) -> Tensor:
+            return self.batch_loss(params, {**state, "weights": weights}, support, index)
+
+        found: tuple[Params, Tensor] = grad_and_value(loss)(state["weights"])
+        return found
+
+    def batch_loss(self, params: Params, state: State, support: Examples, index: Tensor) -> Tensor:
+        """Loss of the task's weights on the mini-batch of step `index`."""
+        batch, mask, scale = self.batch(state, support, index)
+        outputs = self.forward({**params, **state["weights"]}, batch.x, mask)
+        return scale * self.loss(outputs, batch)
+
+    def batch(
+        self, state: State, support: Examples, index: Tensor
+    ) -> tuple[Examples, Tensor | None, float]:
+        """The mini-batch of step `index`, which of its rows are real, and its loss's factor."""
+        if "order" not in state:
+            return support, support.mask, 1.0
+        rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
+        scale = len(rows) / self.inner_batch if self.summed and self.inner_batch else 1.0
+        return Examples(*(field[rows] for field in support)), None, scale
 
     def move(
         self, params: Params, state: State, grads: Params, index: Tensor

@@ -29,6 +29,9 @@ class Joint(FineTune):
     name: ClassVar[str] = "joint"
     classifies: ClassVar[bool] = False
 
+    def uses_queries(self) -> bool:
+        return False  # it pools what there is
+
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss of the shared weights themselves, unadapted, on the whole episode."""
         both = zip(episode.support, episode.query, strict=True)

@@ -34,6 +34,7 @@ from tegu.models.norm import BatchNorm, converted, layers, statistics
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
 TRACKED = "statistics/"  # running statistics among what is meta-learned
+SCHEDULED = "schedule/"  # values that follow the course of meta-training, beside what is learned
 _recordings: list[Params] = []
 
 
@@ -172,6 +173,24 @@ class Learner:
         state = self.adapt(params, episode.support, key, training=True)
         outputs = self.predict(params, state, episode.query.x, episode.query.mask)
         return self.loss(outputs, episode.query)
+
+    def schedule(self, done: float) -> Params:
+        """Values that change in the course of meta-training, by their names.
+
+        The engine asks before each outer gradient, and `outer_loss` finds them in `params`
+        under "schedule/NAME". They are neither learned nor kept. Values may change all the
+        time; which names there are marks a phase, for each of which the engine compiles
+        once. After meta-training, and wherever `outer_loss` is called without the engine,
+        there are none: that should be what the last phase is.
+
+        Args:
+            done: share of the meta-iterations that lie behind, at least 0 and below 1.
+        """
+        return {}
+
+    def uses_queries(self) -> bool:
+        """Whether meta-training looks at query examples, so that episodes must have some."""
+        return type(self).outer_update is None
 
     def chained(self) -> bool:
         """Whether the outer loss is that of the queries after the last step and nothing else.

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tegu.episodes import Episode
+from tegu.episodes import Examples
 from tegu.inner import Params
 from tegu.learners.finetune import FineTune
+from tegu.learners.learner import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,10 @@ class Maml(FineTune):
     """MAML with any number of steps, of first or second order.
 
     Args:
-        first_order: take the derivative of the adapted weights by the initial ones
-            for the identity (FOMAML); otherwise the gradient is exact.
+        first_order: the gradients of the inner steps count as constants, so that the
+            derivative of the adapted weights by the initial ones is the identity
+            (FOMAML), and only what scales a gradient, a learned rate say, has another;
+            otherwise the meta-gradient is exact.
 
     The other settings are those of `FineTune`, here with SGD on the whole support set.
 
@@ -58,19 +61,18 @@ class Maml(FineTune):
     eval_batch: int = 0
     first_order: bool = False
 
-    def chained(self) -> bool:
-        return not self.first_order
+    def gradient(
+        self, params: Params, state: State, support: Examples, index: Tensor
+    ) -> tuple[Params, Tensor]:
+        if self.first_order:  # before the pass: then nothing of it is kept for a way back
+            params, state = constant(params), constant(state)
+        return super().gradient(params, state, support, index)
 
-    def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
-        """Loss on the queries after adapting to the support set."""
-        if not self.first_order:
-            return super().outer_loss(params, episode, key)
-        frozen = {name: p.detach() for name, p in params.items()}
-        state = self.adapt(frozen, episode.support, key, training=True)
-        # The adapted values, with a derivative of one by the initial ones.
-        start = self.adaptable(params)
-        state["weights"] = {
-            k: w + (start[k] - start[k].detach()) for k, w in state["weights"].items()
-        }
-        outputs = self.predict(params, state, episode.query.x, episode.query.mask)
-        return self.loss(outputs, episode.query)
+
+def constant(tree: Any) -> Any:
+    """The tensors of nested dicts and tuples, with no derivative."""
+    if isinstance(tree, Tensor):
+        return tree.detach()
+    if isinstance(tree, dict):
+        return {name: constant(value) for name, value in tree.items()}
+    return tuple(constant(value) for value in tree)

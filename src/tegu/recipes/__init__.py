@@ -64,6 +64,7 @@ class Train:
     meta_batch: int = 5
     outer_lr: float = 1.0
     outer_lr_final: float = 0.0
+    outer_schedule: str = "linear"  # linear or cosine: the way from the first to the last
     n_way: int = 5
     n_shot: int = 10
     n_query: int = 0
