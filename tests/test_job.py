@@ -89,7 +89,7 @@ def test_a_split_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rotated classes are for training alone."""
+    """Rotated classes are for training alone, but in the Vinyals split for all."""
     asked: list[tuple[str, dict[str, Any]]] = []
     glyphs = job().data("meta_train")
 
@@ -98,14 +98,24 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
         return glyphs
 
     monkeypatch.setattr("tegu.job.load_omniglot", load)
-    one = job(data__name="omniglot", data__partition="vinyals")
-    one.data("meta_train")
-    one.data("meta_test")
-    common = {"partition": "vinyals", "data_dir": None}
+    for partition in ("reptile", "vinyals"):
+        one = job(data__name="omniglot", data__partition=partition)
+        one.data("meta_train")
+        one.data("meta_test")
+    turned = {"data_dir": None, "rotations": True}
     assert asked == [
-        ("meta_train", {**common, "rotations": True}),
-        ("meta_test", {**common, "rotations": False}),
+        ("meta_train", {"partition": "reptile", **turned}),
+        ("meta_test", {"partition": "reptile", **turned, "rotations": False}),
+        ("meta_train", {"partition": "vinyals", **turned}),
+        ("meta_test", {"partition": "vinyals", **turned}),
     ]
+
+
+def test_ink_may_be_one_and_paper_zero() -> None:
+    plain, turned = (job(data__invert=on).data("meta_test") for on in (False, True))
+    assert torch.equal(turned.examples, 255 - plain.examples)
+    with pytest.raises(InputError, match="data.invert is true on cifar-fs"):
+        job(**PHOTOS, data__invert=True)
 
 
 def photos(split: str, **_: Any) -> ClassDataset:
@@ -197,9 +207,11 @@ def test_only_training_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_augmentation_of_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("tegu.job.standard", lambda channels: asked.append(channels))
+    monkeypatch.setattr(
+        "tegu.job.standard", lambda channels, paper: asked.append((channels, paper))
+    )
     job(data__augment="standard")._training_tasks()
-    assert asked == [1]
+    assert asked == [(1, 1.0)]
 
 
 def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,12 @@ class Job:
             )
         if data.augment not in ("", "standard"):
             raise unknown("augmentation", data.augment, ["standard"])
+        if data.invert and IMAGES.get(data.name, (3, 0))[0] != 1:
+            raise InputError(
+                f"data.invert is true on {data.name}",
+                "images of one channel, ink on paper",
+                "Leave data.invert out.",
+            )
         for name, value in (("augment", data.augment), ("within", data.within)):
             if self.regression and value:
                 raise InputError(
@@ -182,8 +188,12 @@ class Job:
                 split,
                 partition=settings.partition,
                 data_dir=self.data_dir,
-                rotations=settings.rotations and split == "meta_train",
+                # The Vinyals split has rotated classes in every part, the others to train on.
+                rotations=settings.rotations
+                and (split == "meta_train" or settings.partition == "vinyals"),
             )
+        if settings.invert:
+            found = replace(found, examples=255 - found.examples)
         return found.to(self.recipe.engine.device)
 
     def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
@@ -240,7 +250,9 @@ class Job:
             "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
         )
         if data.augment and isinstance(tasks, FewShotTasks):
-            tasks = replace(tasks, augment=standard(IMAGES[data.name][0]))
+            tasks = replace(
+                tasks, augment=standard(IMAGES[data.name][0], paper=0.0 if data.invert else 1.0)
+            )
         return tasks
 
     def _model(self) -> torch.nn.Module:

@@ -176,11 +176,11 @@ def compose(*steps: Augment) -> Augment:
     return all_of_them
 
 
-def standard(channels: int) -> Augment:
+def standard(channels: int, *, paper: float = 1.0) -> Augment:
     """What recipes call "standard" for images of 32 or 28 pixels.
 
     Three channels: `crop`, `flip` and `jitter`, as Lee et al. (2019),
-    arXiv:1904.03758, trained on CIFAR-FS and FC100. One channel, black ink on white
-    paper: `affine`, since a mirrored character is another one.
+    arXiv:1904.03758, trained on CIFAR-FS and FC100. One channel, ink on paper of
+    brightness `paper`: `affine`, since a mirrored character is another one.
     """
-    return compose(crop, flip, jitter) if channels == 3 else partial(affine, fill=1.0)
+    return compose(crop, flip, jitter) if channels == 3 else partial(affine, fill=paper)

@@ -34,6 +34,7 @@ class Data:
     name: str = "glyphs"  # glyphs, omniglot, cifar-fs, fc100 or sinusoids
     partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
     rotations: bool = True  # omniglot: rotated characters are training classes too
+    invert: bool = False  # images of one channel: ink is 1 and paper 0
     validation: str = ""  # split of the progress figure; "": meta_val if there is one
     augment: str = ""  # of training images: "standard" (crop, flip and colour, or affine), or none
     within: bool = False  # every task from one group of classes: omniglot's alphabets, say
