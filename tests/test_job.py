@@ -114,7 +114,7 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
 def test_ink_may_be_one_and_paper_zero() -> None:
     plain, turned = (job(data__invert=on).data("meta_test") for on in (False, True))
     assert torch.equal(turned.examples, 255 - plain.examples)
-    with pytest.raises(InputError, match="data.invert is true on cifar-fs"):
+    with pytest.raises(InputError, match="invert is true on cifar-fs"):
         job(**PHOTOS, data__invert=True)
 
 
