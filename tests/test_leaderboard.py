@@ -1,0 +1,115 @@
+"""All learners at one budget: what each entry is, and that nothing is measured twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tegu import leaderboard
+from tegu.errors import InputError
+from tegu.leaderboard import BOARDS, Board, Budget, contenders, entry, job, run
+from tegu.learners import LEARNERS
+from tegu.report import check
+
+pytestmark = pytest.mark.usefixtures("few_glyphs", "small")
+
+SHORT = Budget(seconds=0.01, episodes=2)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board of four ways on a narrow network, and two timings of a task."""
+    monkeypatch.setitem(
+        BOARDS, "glyphs", Board(4, (1, 2), {"model.name": "conv4", "model.width": 4})
+    )
+    monkeypatch.setattr(leaderboard, "REPEATS", 2)
+    heads = dict(LEARNERS["protonet"].start) | {"train.n_way": 6}
+    monkeypatch.setattr(LEARNERS["protonet"], "start", heads)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Entries run in this process; names those that ran."""
+    ran: list[str] = []
+
+    def apart(learner: str, *rest: Any) -> dict[str, Any]:
+        ran.append(learner)
+        return entry(learner, *rest)
+
+    monkeypatch.setattr(leaderboard, "_apart", apart)
+    return ran
+
+
+def test_learners_of_numbers_do_not_compete() -> None:
+    assert "joint" not in contenders()
+    assert {"maml", "protonet", "reptile"} <= set(contenders())
+
+
+def test_every_contender_has_settings_that_fit_each_board() -> None:
+    """Built and checked, but for the data that this test has not."""
+    for name in contenders():
+        one = job(name, "glyphs", SHORT)
+        assert one.recipe.train.seconds == 0.01
+        assert {cell.n_way for cell in one.recipe.evaluate.cells} == {4}
+        for cell in one.recipe.evaluate.cells:
+            one.judge(cell)
+
+
+def test_figures_with_and_without_transduction_unless_statistics_are_learned() -> None:
+    modes = {
+        name: [c.normalisation for c in job(name, "glyphs", SHORT).recipe.evaluate.cells]
+        for name in ("maml", "protonet")
+    }
+    assert modes["maml"] == ["support", "transductive"] * 2
+    assert modes["protonet"] == ["running"] * 2
+
+
+def test_an_entry_says_what_it_cost(here: list[str]) -> None:
+    found = entry("protonet", "glyphs", SHORT)
+    first = found["cells"][0]
+    assert first["protocol"]["learner"] == "protonet"
+    assert (first["protocol"]["n_way"], first["protocol"]["n_shot"]) == (4, 1)
+    cost = first["cost"]
+    assert cost["meta_iterations"] == found["training"]["meta_iterations"] >= 1
+    assert cost["adapt_ms"] > 0
+    # Four prototypes of 2 x 2 x 4 numbers in four bytes each, and which classes there are.
+    assert cost["state_bytes"] == 4 * 16 * 4 + 4
+
+
+def test_finished_entries_are_not_run_again(here: list[str], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int, _note: str) -> None:
+        told.append((done, total))
+
+    document = run(["protonet", "reptile"], ["glyphs"], SHORT, tmp_path, progress=progress)
+    check(json.loads(json.dumps(document)))
+    assert here == ["protonet", "reptile"]
+    assert told == [(1, 2), (2, 2)]
+    again = run(["protonet", "reptile"], ["glyphs"], SHORT, tmp_path)
+    assert here == ["protonet", "reptile"]
+    assert again["cells"] == document["cells"]
+    run(["protonet"], ["glyphs"], replace(SHORT, episodes=3), tmp_path)
+    assert here[2:] == ["protonet"]
+
+
+def test_nothing_runs_where_something_cannot(here: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown learner 'protonett'"):
+        run(["protonet", "protonett"], ["glyphs"], SHORT, tmp_path)
+    with pytest.raises(InputError, match="unknown leaderboard 'glyph'"):
+        run(["protonet"], ["glyph"], SHORT, tmp_path)
+    assert not here
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_entries_in_processes_of_their_own(tmp_path: Path) -> None:
+    """What goes wrong there is told here: an unknown board is refused in the child."""
+    with pytest.raises(InputError, match="unknown leaderboard 'nothing'"):
+        leaderboard._apart("protonet", "nothing", SHORT, None)
+    found = leaderboard._apart("protonet", "glyphs", SHORT, None)
+    assert found["training"]["meta_iterations"] >= 1
