@@ -187,6 +187,15 @@ def test_threads_are_torch_s() -> None:
         ({"train__validate_every": 1, "data__validation": "val"}, "unknown split 'val'"),
         ({"engine__precision": "fp16"}, "unknown precision 'fp16'"),
         ({"learner__eval_batch": 0}, "eval_batch is 0"),
+        (
+            {
+                "model__name": "conv4",
+                "learner__name": "protonet",
+                "train__n_query": 1,
+                "evaluate__cells": [{"normalisation": "running"}],
+            },
+            "was not tracked in meta-training",
+        ),
     ],
 )
 def test_check_finds_what_would_fail_later(changes: dict[str, Any], text: str) -> None:

@@ -17,6 +17,7 @@ from tegu.engine.vectorise import Vectorised, can_compile
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
+from tegu.learners.learner import untracked
 from tegu.losses import accuracy, cross_entropy, squared_error
 from tegu.models import Conv4, Mlp
 from tegu.recipes import Cell, Recipe
@@ -105,7 +106,10 @@ class Job:
         for split, n_shot, n_query in dict.fromkeys(wanted):
             self.tasks(split, n_shot=n_shot, n_query=n_query, seed=0)
         for cell in scored.cells:
-            replace(learner, normalisation=cell.normalisation)
+            judge = replace(learner, normalisation=cell.normalisation)
+            lacking = judge.tracked().keys() - learner.tracked().keys()
+            if lacking:
+                raise untracked(min(lacking))
 
     def data(self, split: str) -> ClassDataset:
         """One split of the recipe's classes, on the recipe's device."""
