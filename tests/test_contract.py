@@ -43,6 +43,13 @@ class Row:
     renaming_permutes: bool
 
 
+def wide(model: nn.Module) -> nn.Module:
+    """The model with the width of its features, where it does not tell it itself."""
+    if not hasattr(model, "feature_width"):
+        model.feature_width = 8
+    return model
+
+
 ROWS = {
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
@@ -56,6 +63,33 @@ ROWS = {
     ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "matchingnet": Row(
+        lambda model: LEARNERS["matchingnet"](model=model, n_way=N_WAY, scale=3.0),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "relationnet": Row(
+        lambda model: LEARNERS["relationnet"](model=wide(model), n_way=N_WAY, hidden=6),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "relationnet, cross-entropy of means": Row(
+        lambda model: LEARNERS["relationnet"](
+            model=wide(model), n_way=N_WAY, hidden=6, pool="mean", objective="cross-entropy"
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "feat": Row(
+        lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, temperature=4.0),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "feat, without the regulariser": Row(
+        lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, balance=0.0),
         support_order_matters=False,
         renaming_permutes=True,
     ),

@@ -45,6 +45,11 @@ def test_the_learner_has_the_recipe_s_settings() -> None:
     torch.testing.assert_close(found.model.state_dict(), expected, rtol=0, atol=0)
 
 
+def test_the_learner_s_own_weights_have_the_recipe_s_ways_and_seed() -> None:
+    found: Any = job(learner__name="relationnet", train__seed=3).learner
+    assert (found.n_way, found.seed) == (3, 3)
+
+
 def test_sinusoids_are_regression() -> None:
     waves = job(data__name="sinusoids", model__activation="tanh")
     assert waves.regression

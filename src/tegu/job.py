@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,9 @@ class Job:
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
-        learner = cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
-        return learner.for_ways(train.n_way)
+        own = {f.name for f in fields(cls)}
+        chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
+        return cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
 
     def engine(self, learner: Learner, *, steps: int) -> Vectorised:
         """The learner vectorised; compiled where `steps` inner steps repay it."""

@@ -142,6 +142,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluate.cells.eval_batch": (0, math.inf),
 }
 
+# What a learner gets from the other sections.
+ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
 SECTIONS = {"data": Data, "model": Model, "train": Train, "engine": Engine, "evaluate": Evaluate}
 
 
@@ -228,8 +230,7 @@ def _learner(table: Any) -> dict[str, Any]:
     name = _typed("learner.name", table.get("name", "reptile"), "str")
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS)
-    # These come from the other sections.
-    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ("model", "loss", "n_way")}
+    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ELSEWHERE}
     settings = {k: v for k, v in table.items() if k != "name"}
     values = {k: f.default for k, f in known.items()}
     for key, value in settings.items():
