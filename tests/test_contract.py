@@ -93,6 +93,32 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "baseline": Row(
+        lambda model: LEARNERS["baseline"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=5, head_lr=0.1
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "baseline++": Row(
+        lambda model: LEARNERS["baseline++"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=3, head_lr=0.1
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "baseline, whole support set in each step": Row(
+        lambda model: LEARNERS["baseline"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=3, eval_batch=0
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
+    "simpleshot": Row(
+        lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
             model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01

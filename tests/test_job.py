@@ -18,7 +18,7 @@ from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, Mlp
 from tegu.recipes import parse
-from tegu.sampling import FewShotTasks
+from tegu.sampling import ClassBatches, FewShotTasks
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -48,6 +48,23 @@ def test_the_learner_has_the_recipe_s_settings() -> None:
 def test_the_learner_s_own_weights_have_the_recipe_s_ways_and_seed() -> None:
     found: Any = job(learner__name="relationnet", train__seed=3).learner
     assert (found.n_way, found.seed) == (3, 3)
+
+
+def test_some_learners_are_trained_on_batches_of_all_classes() -> None:
+    """They know how many; tasks to score are episodes as ever."""
+    settings = {"model__name": "conv4", "model__width": 4, "train__meta_batch": 1}
+    one = job(learner__name="simpleshot", train__batch=7, train__seed=3, **settings)
+    found: Any = one.learner
+    assert (found.n_way, found.seed, found.n_classes) == (3, 3, 8)
+    tasks = one.training_tasks()
+    assert tasks == ClassBatches(one.data("meta_train"), 7, 3)
+    assert isinstance(one.tasks("meta_test", n_shot=1, n_query=1, seed=0), FewShotTasks)
+    assert isinstance(job().training_tasks(), FewShotTasks)
+
+
+def test_a_learner_of_classes_on_sinusoids() -> None:
+    with pytest.raises(InputError, match=r"the learner protonet on sinusoids.*reptile"):
+        job(learner__name="protonet", data__name="sinusoids").check()
 
 
 def test_sinusoids_are_regression() -> None:

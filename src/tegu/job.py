@@ -21,7 +21,7 @@ from tegu.learners.learner import untracked
 from tegu.losses import accuracy, cross_entropy, squared_error
 from tegu.models import Conv4, Mlp
 from tegu.recipes import Cell, Recipe
-from tegu.sampling import FewShotTasks, Tasks
+from tegu.sampling import ClassBatches, FewShotTasks, Tasks
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 SOURCES = ("glyphs", "omniglot", "sinusoids")
@@ -98,8 +98,8 @@ class Job:
                 "queries, which it meta-learns from",
                 "Write train.n_query=5, say.",
             )
-        wanted = [("meta_train", train.n_shot, train.n_query)]
-        wanted += [(scored.split, cell.n_shot, cell.n_query) for cell in scored.cells]
+        self.training_tasks()
+        wanted = [(scored.split, cell.n_shot, cell.n_query) for cell in scored.cells]
         if train.validate_every:
             first = scored.cells[0]
             wanted.append((self.validation, first.n_shot, first.n_query))
@@ -140,6 +140,13 @@ class Job:
             return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
         return FewShotTasks(self.data(split), self.recipe.train.n_way, n_shot, n_query, seed)
 
+    def training_tasks(self) -> Tasks:
+        """What the learner meta-trains on: episodes, or batches of all training classes."""
+        train = self.recipe.train
+        if self.learner.pretrains:
+            return ClassBatches(self.data("meta_train"), train.batch, train.seed)
+        return self.tasks("meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed)
+
     @cached_property
     def learner(self) -> Learner:
         """The algorithm around its model."""
@@ -160,7 +167,15 @@ class Job:
         cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
         own = {f.name for f in fields(cls)}
+        if self.regression and "n_way" in own:
+            raise InputError(
+                f"the learner {cls.name} on sinusoids",
+                "a learner that predicts numbers",
+                "Write learner.name=reptile, say, or take glyphs or omniglot.",
+            )
         chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
+        if cls.pretrains:
+            chosen["n_classes"] = self.data("meta_train").n_classes
         return cls(model=model.to(self.recipe.engine.device), loss=loss, **chosen)
 
     def engine(self, learner: Learner, *, steps: int) -> Vectorised:
@@ -194,9 +209,7 @@ class Job:
             validate_every=train.validate_every,
             checkpoint_seconds=train.checkpoint_seconds,
         )
-        tasks = self.tasks(
-            "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
-        )
+        tasks = self.training_tasks()
         steps = train.meta_iterations * self.learner.steps(training=True)
         return meta_train(
             self.engine(self.learner, steps=steps),

@@ -97,8 +97,52 @@ class FewShotTasks:
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = self.data.examples[chosen]
-            if x.dtype == torch.uint8 or self.data.scale != 1:
-                x = x.to(torch.get_default_dtype()) * self.data.scale
+            x = _inputs(self.data, chosen)
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
+
+
+@dataclass(frozen=True)
+class ClassBatches:
+    """Batches of a classifier of all classes, in the form of episodes without queries.
+
+    Labels are class numbers of the split. All examples are shuffled and dealt out,
+    and shuffled again when they run out: batch i is a function of (seed, split, i).
+
+    Args:
+        data: where examples come from; batches live on its device.
+        batch: examples per batch.
+        seed: of the whole sequence of batches.
+    """
+
+    data: ClassDataset
+    batch: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch is {self.batch}", "at least 1", "Pass batch=64, say.")
+
+    @property
+    def split(self) -> str:
+        return self.data.split
+
+    def episodes(self, index: Tensor) -> Episode:
+        examples = self.data.examples
+        root = keys.key(self.seed, self.split, "batches", device=examples.device)
+        within = torch.arange(self.batch, device=examples.device)
+        dealt = index.to(examples.device)[:, None] * self.batch + within  # (T, batch)
+        epochs, which = (dealt // len(examples)).unique(return_inverse=True)
+        orders = keys.permutation(keys.fold(root, epochs), len(examples))
+        rows = orders[which, dealt % len(examples)]
+        y = torch.searchsorted(self.data.counts.cumsum(0), rows, right=True)
+        support = Examples(_inputs(self.data, rows), y, torch.ones_like(y, dtype=torch.bool))
+        return Episode(support, Examples(*(field[:, :0] for field in support)))
+
+
+def _inputs(data: ClassDataset, rows: Tensor) -> Tensor:
+    """Examples as a model takes them."""
+    x = data.examples[rows]
+    if x.dtype == torch.uint8 or data.scale != 1:
+        x = x.to(torch.get_default_dtype()) * data.scale
+    return x

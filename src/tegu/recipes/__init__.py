@@ -58,6 +58,7 @@ class Train:
     n_way: int = 5
     n_shot: int = 10
     n_query: int = 0
+    batch: int = 64  # examples, where a learner is pre-trained on batches of all classes
     seed: int = 0
     validate_every: int = 0
     validate_episodes: int = 100
@@ -130,6 +131,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.n_way": (2, math.inf),
     "train.n_shot": (1, math.inf),
     "train.n_query": (0, math.inf),
+    "train.batch": (1, math.inf),
     "train.seed": (-(1 << 62), 1 << 62),
     "train.validate_every": (0, math.inf),
     "train.validate_episodes": (2, math.inf),
