@@ -36,11 +36,14 @@ class Row:
             change what is learnt.
         renaming_permutes: whether renaming classes permutes the scores and
             changes nothing else.
+        queries_together: whether the answer to a query may depend on the other
+            queries, under a normalisation that leaves them out.
     """
 
     make: Callable[[nn.Module], Learner]
     support_order_matters: bool
     renaming_permutes: bool
+    queries_together: bool = False
 
 
 def wide(model: nn.Module) -> nn.Module:
@@ -118,6 +121,36 @@ ROWS = {
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
         support_order_matters=False,
         renaming_permutes=True,
+    ),
+    "tim": Row(
+        lambda model: LEARNERS["tim"](model=wide(model), n_way=N_WAY, n_classes=7, rounds=5),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
+    "laplacianshot": Row(
+        lambda model: LEARNERS["laplacianshot"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=5
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
+    "laplacianshot, rectified": Row(
+        lambda model: LEARNERS["laplacianshot"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=5, rectify=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
+    "pt-map": Row(
+        lambda model: LEARNERS["pt-map"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=4, sinkhorn=10
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
     ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
@@ -401,3 +434,24 @@ def test_renaming_classes(row: Row, learner: Learner, episodes: Episode) -> None
     expected = answers(Vectorised(learner), params, episodes).roll(1, -1)
     same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
     assert same == row.renaming_permutes
+
+
+def test_other_queries(row: Row, learner: Learner, episodes: Episode) -> None:
+    """Half of the queries get the answers that they get among all, or are told not to."""
+    params = trained(learner, episodes)
+    half = Episode(episodes.support, Examples(*(field[:, :3] for field in episodes.query)))
+    found = answers(Vectorised(learner), params, half)
+    expected = answers(Vectorised(learner), params, episodes)[:, :3]
+    same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert same != row.queries_together
+    assert learner.transductive == row.queries_together
+
+
+def test_query_order(learner: Learner, episodes: Episode) -> None:
+    """Another order of the queries is the same order of the answers."""
+    params = trained(learner, episodes)
+    order = torch.tensor([4, 0, 3, 5, 1, 2])
+    shuffled = Episode(episodes.support, Examples(*(field[:, order] for field in episodes.query)))
+    found = answers(Vectorised(learner), params, shuffled)
+    expected = answers(Vectorised(learner), params, episodes)[:, order]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -30,7 +30,16 @@ from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError, unknown
 
-PROTOCOL = ("data", "split", "n_way", "n_shot", "n_query", "normalisation", "learner")
+PROTOCOL = (
+    "data",
+    "split",
+    "n_way",
+    "n_shot",
+    "n_query",
+    "normalisation",
+    "transductive",
+    "learner",
+)
 FIGURE = ("protocol", "metric", "value", "ci95", "episodes", "published", "source")
 TIMING = (
     "work",
@@ -62,8 +71,9 @@ def cell(
         result: value, interval, episodes, split and normalisation.
         published: the figure to compare with, in the result's own unit.
         source: where that figure is printed.
-        protocol: data, n_way, n_shot, n_query and, where a figure is not that
-            of the document's own learner, learner; None leaves a key out.
+        protocol: data, n_way, n_shot, n_query; transductive, where queries are
+            answered together; learner, where a figure is not that of the
+            document's own. None leaves a key out.
 
     Example:
         >>> one = Result("mse", 0.05, 0.01, 1000, "meta_test", "none")
@@ -300,7 +310,7 @@ def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         ]
     else:
         names = {k: k.removeprefix("n_") for k in ("learner", *PROTOCOL[:-1])}
-        columns = [(names[k], [str(c["protocol"].get(k, "")) for c in cells]) for k in names]
+        columns = [(names[k], [_said(c["protocol"].get(k, "")) for c in cells]) for k in names]
         metrics = [c["metric"] for c in cells]
         one = len(set(metrics)) == 1
         columns += [
@@ -311,6 +321,10 @@ def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         ]
     kept = [(name, texts) for name, texts in columns if any(texts)]
     return [name for name, _ in kept], [list(row) for row in zip(*(t for _, t in kept))]  # noqa: B905
+
+
+def _said(value: Any) -> str:
+    return "yes" if value is True else str(value)
 
 
 def _value(item: dict[str, Any]) -> str:

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tegu.datasets.classes import ClassDataset
-from tegu.episodes import Episode
+from tegu.episodes import Episode, Examples
 from tegu.inner import Params
+from tegu.learners import Head
 from tegu.sampling import FewShotTasks
 
 Slopes = Callable[[Callable[[Params], Tensor], Params, Params], tuple[Tensor, Tensor]]
+Clusters = tuple[Examples, Examples]
+Judge = Callable[[Head, Params, list[Clusters]], float]
 Features = Callable[[Params, Tensor], Tensor]
 
 
@@ -75,3 +78,39 @@ def slopes() -> Slopes:
         return torch.stack(by_gradient), torch.stack(by_differences)
 
     return measure
+
+
+@pytest.fixture
+def clusters() -> list[Clusters]:
+    """Twenty 5-way 1-shot tasks of separated classes, fifteen queries each.
+
+    Features are positive; classes lie further apart than their examples, but one
+    example tells little of where its class lies.
+    """
+    generator = torch.Generator().manual_seed(6)
+    made = []
+    for _ in range(20):
+        centres = 3 * torch.rand(5, 30, generator=generator).double()
+        spread = torch.randn(5, 16, 30, generator=generator).double()
+        features = (centres[:, None] + 0.9 * spread).clamp(min=0)
+        y = torch.arange(5)
+        support = Examples.dense(features[:, 0], y)
+        order = torch.randperm(75, generator=generator)
+        query = Examples.dense(features[:, 1:].flatten(0, 1)[order], y.repeat_interleave(15)[order])
+        made.append((support, query))
+    return made
+
+
+@pytest.fixture
+def judged() -> Judge:
+    """Share of right answers of a head on such tasks, features as they are."""
+
+    def judge(learner: Head, params: Params, tasks: list[Clusters]) -> float:
+        shares = []
+        for support, query in tasks:
+            state = {**learner.fit(params, support.x, support), "present": torch.ones(5) > 0}
+            scores = learner.score(params, state, query.x, query.mask)
+            shares.append((scores.argmax(-1) == query.y).double().mean())
+        return float(torch.stack(shares).mean())
+
+    return judge

@@ -142,6 +142,37 @@ def test_pooled(toy_episodes: Episode) -> None:
     torch.testing.assert_close(both.x[6:], one.query.x)
 
 
+def test_heads_are_exact_under_autocast(smooth: nn.Module, toy_episodes: Episode) -> None:
+    """Passes through the model are in bf16; means and distances of features are not."""
+    single = smooth.float()
+    episodes = Episode(*(half._replace(x=half.x.float()) for half in toy_episodes))
+    learner = ProtoNet(model=single, n_way=3)
+    params = learner.init()
+
+    def features(x: Tensor) -> Tensor:
+        return learner.features(params, x)
+
+    for how in ("vmap", "loop"):
+        engine = Vectorised(learner, precision="bf16", vectorise=how)
+        state = engine.adapt(params, episodes.support, KEYS)
+        found = engine.predict(params, state, episodes.query)
+        assert state["prototypes"].dtype == found.dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            known, asked = (
+                torch.func.vmap(features)(half.x)
+                if how == "vmap"
+                else torch.stack([features(x) for x in half.x])
+                for half in episodes
+            )
+        if how == "loop":
+            assert known.dtype == asked.dtype == torch.bfloat16
+        for t in range(3):
+            y, f = episodes.support.y[t], known[t].float()
+            centres = torch.stack([f[y == n].mean(0) for n in range(3)])
+            expected = -((asked[t].float()[:, None] - centres) ** 2).sum(-1)
+            torch.testing.assert_close(found[t], expected, rtol=1e-4, atol=1e-4)
+
+
 # Running statistics
 
 

@@ -176,7 +176,8 @@ class Vectorised:
         with torch.no_grad():
 
             def begin(support: Examples, key: Tensor) -> State:
-                return self.learner.begin(params, support, key, training=training)
+                with _precision(self.precision, support.x.device):  # heads pass features here
+                    return self.learner.begin(params, support, key, training=training)
 
             # Tasks that start from the same weights share their memory until here.
             state: State = map_tensors(Tensor.contiguous, vmap(begin)(support, keys))

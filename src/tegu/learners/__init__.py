@@ -5,14 +5,17 @@ from tegu.learners.feat import Feat
 from tegu.learners.finetune import FineTune
 from tegu.learners.head import Head
 from tegu.learners.joint import Joint
+from tegu.learners.laplacianshot import LaplacianShot
 from tegu.learners.learner import Learner
 from tegu.learners.maml import Maml
 from tegu.learners.matchingnet import MatchingNet
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.protonet import ProtoNet
+from tegu.learners.ptmap import PtMap
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
 from tegu.learners.simpleshot import SimpleShot
+from tegu.learners.tim import Tim
 
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
@@ -21,12 +24,15 @@ LEARNERS: dict[str, type[Learner]] = {
         BaselinePlusPlus,
         Feat,
         Joint,
+        LaplacianShot,
         Maml,
         MatchingNet,
         ProtoNet,
+        PtMap,
         RelationNet,
         Reptile,
         SimpleShot,
+        Tim,
     )
 }
 
@@ -38,12 +44,15 @@ __all__ = [
     "FineTune",
     "Head",
     "Joint",
+    "LaplacianShot",
     "Learner",
     "Maml",
     "MatchingNet",
     "Pretrained",
     "ProtoNet",
+    "PtMap",
     "RelationNet",
     "Reptile",
     "SimpleShot",
+    "Tim",
 ]

@@ -1,7 +1,7 @@
 """Baseline and Baseline++: pre-trained features, and a head fitted by gradient steps.
 
 Chen, Liu, Kira, Wang, Huang (2019), A closer look at few-shot classification,
-arXiv:1904.04232, section 3.2. With features f that no task changes:
+arXiv:1904.04232, section 3. With features f that no task changes:
 
     Baseline:   scores = W f + b
     Baseline++: scores = scale * cosine(w_k, f)
@@ -25,7 +25,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.finetune import cycle
-from tegu.learners.head import members
+from tegu.learners.head import exact, members
 from tegu.learners.learner import State
 from tegu.learners.pretrained import Pretrained
 
@@ -87,7 +87,8 @@ class Baseline(Pretrained):
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         features = self.features(params, support.x, support.mask, training=training)
-        weights = self.fresh(key, features)
+        with exact(features) as features:
+            weights = self.fresh(key, features)
         state = {
             "weights": weights,
             "velocity": {name: torch.zeros_like(w) for name, w in weights.items()},

@@ -3,9 +3,9 @@
 Ye, Hu, Zhan, Sha (2020), Few-shot learning via embedding adaptation with
 set-to-set functions, arXiv:1812.03664. With c the class means:
 
-    c_k  <- norm(c_k + W_o sum over l of softmax_l(q_k . k_l / sqrt(D)) v_l)   (eq. 5 to 7)
+    c_k  <- norm(c_k + W_o sum over l of softmax_l(q_k . k_l / sqrt(D)) v_l)
     p(y=k) = softmax over k of -|f(x) - c_k|^2 / temperature
-    loss   = loss on the queries + balance * loss of a second task              (eq. 8)
+    loss   = loss on the queries + balance * loss of a second task
 
 In the second task each class is a set of its own, support and queries together;
 its examples are transformed among themselves, and every example is compared with
@@ -24,7 +24,7 @@ from torch import Tensor
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import Head, class_means, members, pooled, squared_distances
+from tegu.learners.head import Head, class_means, exact, members, pooled, squared_distances
 from tegu.learners.learner import State
 
 LAYERS = ("query", "key", "value", "out")
@@ -89,14 +89,15 @@ class Feat(Head):
         loss = self.loss(self.answered(params, episode, known, asked), episode.query)
         if not self.balance:
             return loss
-        both, features = pooled(episode), torch.cat([known, asked])
-        member = members(both, self.n_way, features)
-        alone = torch.eye(len(member)).to(member)  # padding has at least itself to attend to
-        transformed = attended(params, features, (member @ member.T + alone) > 0)
-        centres = class_means(transformed, member)
-        scores = -squared_distances(features, centres) / self.balance_temperature
-        scores = scores.masked_fill(member.sum(0) == 0, torch.finfo(scores.dtype).min)
-        return loss + self.balance * self.loss(scores, both)  # equation 8
+        both = pooled(episode)
+        with exact(torch.cat([known, asked])) as features:
+            member = members(both, self.n_way, features)
+            alone = torch.eye(len(member)).to(member)  # padding has itself to attend to
+            transformed = attended(params, features, (member @ member.T + alone) > 0)
+            centres = class_means(transformed, member)
+            scores = -squared_distances(features, centres) / self.balance_temperature
+            scores = scores.masked_fill(member.sum(0) == 0, torch.finfo(scores.dtype).min)
+        return loss + self.balance * self.loss(scores, both)
 
 
 def attended(params: Params, items: Tensor, among: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ algorithm fills in `fit` and `score`, both in closed form on features.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,13 +99,22 @@ class Head(Learner):
         return values.to(next(self.model.parameters()))
 
     def _fitted(self, params: Params, features: Tensor, support: Examples) -> State:
-        present = members(support, self.n_way, features).sum(0) > 0
-        return {**self.fit(params, features, support), "present": present}
+        with exact(features) as features:
+            present = members(support, self.n_way, features).sum(0) > 0
+            return {**self.fit(params, features, support), "present": present}
 
     def _scored(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
         """Scores, the least there is for classes that the support set does not show."""
-        scores = self.score(params, state, features, mask)
+        with exact(features) as features:
+            scores = self.score(params, state, features, mask)
         return scores.masked_fill(~state["present"], torch.finfo(scores.dtype).min)
+
+
+@contextmanager
+def exact(features: Tensor) -> Iterator[Tensor]:
+    """The features in at least 32 bits, and no lower precision for what is done with them."""
+    with torch.autocast(features.device.type, enabled=False):
+        yield features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def pooled(episode: Episode) -> Examples:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tegu.episodes import Examples
 from tegu.inner import Params
-from tegu.learners.head import class_means, members, squared_distances
+from tegu.learners.head import class_means, exact, members, squared_distances
 from tegu.learners.learner import TRACKED, State, record
 from tegu.learners.pretrained import Pretrained
 
@@ -43,8 +43,9 @@ class SimpleShot(Pretrained):
         return {**found, BASE_MEAN: found["classifier/weight"].new_zeros(self.feature_width())}
 
     def observe(self, features: Tensor, mask: Tensor) -> None:
-        weight = mask.to(features.dtype)
-        record({BASE_MEAN: weight @ features / weight.sum().clamp(min=1)})
+        with exact(features) as features:
+            weight = mask.to(features.dtype)
+            record({BASE_MEAN: weight @ features / weight.sum().clamp(min=1)})
 
     def transformed(self, params: Params, features: Tensor) -> Tensor:
         """Features (B, D) centred, and of length 1."""
