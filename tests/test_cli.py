@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from tegu import __version__, recipes
+from tegu import __version__, recipes, report
 from tegu.cli import COMMANDS, main
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.train import Progress
 from tegu.job import MODELS, SOURCES
+from tegu.models import Conv4
 
 TINY = {
     "train.meta_iterations": 4,
@@ -156,6 +157,21 @@ def test_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("r/evaluation.json").read_text()) == found
     assert main(["evaluate", "r", "--episodes", "6"]) == 0
     assert capsys.readouterr().out.endswith("result: r/evaluation.json\n")
+
+
+def test_answers_in_the_light_of_other_queries_are_marked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pre-trained on batches of all classes; each cell of a transductive head says so."""
+    monkeypatch.setattr(Conv4, "feature_width", 16, raising=False)
+    common = {k: v for k, v in TINY.items() if not k.startswith("learner")}
+    for name, marked in (("tim", True), ("simpleshot", None)):
+        tiny = {**common, "learner.name": name, "train.meta_batch": 1, "train.batch": 9}
+        trained = document(capsys, "train", "reptile-glyphs", *settings(tiny), "--run", name)
+        assert trained["meta_iterations"] == 4
+        (cell,) = document(capsys, "evaluate", name)["cells"]
+        assert cell["protocol"].get("transductive") is marked
+        assert ("transductive" in report.table([cell])) == bool(marked)
 
 
 def test_reproduce(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,11 +36,21 @@ class Row:
             change what is learnt.
         renaming_permutes: whether renaming classes permutes the scores and
             changes nothing else.
+        queries_together: whether the answer to a query may depend on the other
+            queries, under a normalisation that leaves them out.
     """
 
     make: Callable[[nn.Module], Learner]
     support_order_matters: bool
     renaming_permutes: bool
+    queries_together: bool = False
+
+
+def wide(model: nn.Module) -> nn.Module:
+    """The model with the width of its features, where it does not tell it itself."""
+    if not hasattr(model, "feature_width"):
+        model.feature_width = 8
+    return model
 
 
 def wider(model: nn.Module, extra: int) -> nn.Module:
@@ -68,6 +78,27 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "baseline": Row(
+        lambda model: LEARNERS["baseline"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=5, head_lr=0.1
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "baseline++": Row(
+        lambda model: LEARNERS["baseline++"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=3, head_lr=0.1
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+    ),
+    "baseline, whole support set in each step": Row(
+        lambda model: LEARNERS["baseline"](
+            model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=3, eval_batch=0
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+    ),
     "boil": Row(
         lambda model: LEARNERS["boil"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -86,6 +117,16 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "feat": Row(
+        lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, temperature=4.0),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "feat, without the regulariser": Row(
+        lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, balance=0.0),
+        support_order_matters=False,
+        renaming_permutes=True,
     ),
     "fomaml": Row(
         lambda model: LEARNERS["fomaml"](model=model, inner_steps=2, inner_lr=0.1),
@@ -127,6 +168,22 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "laplacianshot": Row(
+        lambda model: LEARNERS["laplacianshot"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=5
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
+    "laplacianshot, rectified": Row(
+        lambda model: LEARNERS["laplacianshot"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=5, rectify=True
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -148,6 +205,11 @@ ROWS = {
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "matchingnet": Row(
+        lambda model: LEARNERS["matchingnet"](model=model, n_way=N_WAY, scale=3.0),
+        support_order_matters=False,
+        renaming_permutes=True,
     ),
     "meta-curvature": Row(
         lambda model: LEARNERS["meta-curvature"](model=model, inner_steps=2, inner_lr=0.1),
@@ -192,6 +254,26 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "pt-map": Row(
+        lambda model: LEARNERS["pt-map"](
+            model=wide(model), n_way=N_WAY, n_classes=7, rounds=4, sinkhorn=10
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
+    ),
+    "relationnet": Row(
+        lambda model: LEARNERS["relationnet"](model=wide(model), n_way=N_WAY, hidden=6),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "relationnet, cross-entropy of means": Row(
+        lambda model: LEARNERS["relationnet"](
+            model=wide(model), n_way=N_WAY, hidden=6, pool="mean", objective="cross-entropy"
+        ),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "reptile": Row(
         lambda model: LEARNERS["reptile"](
             model=model, inner_steps=3, inner_batch=4, eval_steps=4, eval_batch=5, inner_lr=0.01
@@ -217,6 +299,17 @@ ROWS = {
         ),
         support_order_matters=True,
         renaming_permutes=False,
+    ),
+    "simpleshot": Row(
+        lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "tim": Row(
+        lambda model: LEARNERS["tim"](model=wide(model), n_way=N_WAY, n_classes=7, rounds=5),
+        support_order_matters=False,
+        renaming_permutes=True,
+        queries_together=True,
     ),
 }
 
@@ -487,3 +580,24 @@ def test_renaming_classes(row: Row, learner: Learner, episodes: Episode) -> None
     expected = answers(Vectorised(learner), params, episodes).roll(1, -1)
     same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
     assert same == row.renaming_permutes
+
+
+def test_other_queries(row: Row, learner: Learner, episodes: Episode) -> None:
+    """Half of the queries get the answers that they get among all, or are told not to."""
+    params = trained(learner, episodes)
+    half = Episode(episodes.support, Examples(*(field[:, :3] for field in episodes.query)))
+    found = answers(Vectorised(learner), params, half)
+    expected = answers(Vectorised(learner), params, episodes)[:, :3]
+    same = torch.allclose(found, expected, rtol=1e-10, atol=1e-12)
+    assert same != row.queries_together
+    assert learner.transductive == row.queries_together
+
+
+def test_query_order(learner: Learner, episodes: Episode) -> None:
+    """Another order of the queries is the same order of the answers."""
+    params = trained(learner, episodes)
+    order = torch.tensor([4, 0, 3, 5, 1, 2])
+    shuffled = Episode(episodes.support, Examples(*(field[:, order] for field in episodes.query)))
+    found = answers(Vectorised(learner), params, shuffled)
+    expected = answers(Vectorised(learner), params, episodes)[:, order]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -21,7 +21,7 @@ from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, Mlp, ResNet12, WideResNet
 from tegu.recipes import Cell, parse
-from tegu.sampling import FewShotTasks
+from tegu.sampling import ClassBatches, FewShotTasks
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -46,6 +46,28 @@ def test_the_learner_has_the_recipe_s_settings() -> None:
     assert (found.name, found.inner_lr) == ("reptile", 0.5)  # type: ignore[attr-defined]
     expected = Conv4(3, width=4, seed=3).state_dict()
     torch.testing.assert_close(found.model.state_dict(), expected, rtol=0, atol=0)
+
+
+def test_the_learner_s_own_weights_have_the_recipe_s_ways_and_seed() -> None:
+    found: Any = job(learner__name="relationnet", train__seed=3).learner
+    assert (found.n_way, found.seed) == (3, 3)
+
+
+def test_some_learners_are_trained_on_batches_of_all_classes() -> None:
+    """They know how many; tasks to score are episodes as ever."""
+    settings = {"model__name": "conv4", "model__width": 4, "train__meta_batch": 1}
+    one = job(learner__name="simpleshot", train__batch=7, train__seed=3, **settings)
+    found: Any = one.learner
+    assert (found.n_way, found.seed, found.n_classes) == (3, 3, 8)
+    tasks = one.training_tasks()
+    assert tasks == ClassBatches(one.data("meta_train"), 7, 3)
+    assert isinstance(one.tasks("meta_test", n_shot=1, n_query=1, seed=0), FewShotTasks)
+    assert isinstance(job().training_tasks(), FewShotTasks)
+
+
+def test_a_learner_of_classes_on_sinusoids() -> None:
+    with pytest.raises(InputError, match=r"the learner protonet on sinusoids.*reptile"):
+        job(learner__name="protonet", data__name="sinusoids").check()
 
 
 def test_sinusoids_are_regression() -> None:
@@ -196,7 +218,7 @@ def test_only_training_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> 
             j.tasks(split, **settings, seed=0).episodes(index).support.x for j in (one, plain)
         )
         assert torch.equal(found, expected)
-    found, expected = (j._training_tasks().episodes(index).support for j in (one, plain))
+    found, expected = (j.training_tasks().episodes(index).support for j in (one, plain))
     assert torch.equal(found.y, expected.y)
     assert not torch.equal(found.x, expected.x)
     each = keys.fold(keys.key(0, "meta_train"), index)
@@ -210,14 +232,14 @@ def test_augmentation_of_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "tegu.job.standard", lambda channels, paper: asked.append((channels, paper))
     )
-    job(data__augment="standard")._training_tasks()
+    job(data__augment="standard").training_tasks()
     assert asked == [(1, 1.0)]
 
 
 def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
     one = job(**PHOTOS, data__within=True)
-    assert one._training_tasks().within
+    assert one.training_tasks().within
     assert one.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
     assert _protocol(one, Cell())["within"] == "group"
     plain = job(**PHOTOS)
@@ -343,6 +365,15 @@ def test_threads_are_torch_s() -> None:
         ({"engine__precision": "fp16"}, "unknown precision 'fp16'"),
         ({"learner__eval_batch": -1}, "eval_batch is -1"),
         ({"train__outer_schedule": "cosin"}, "unknown outer schedule 'cosin'"),
+        (
+            {
+                "model__name": "conv4",
+                "learner__name": "protonet",
+                "train__n_query": 1,
+                "evaluate__cells": [{"normalisation": "running"}],
+            },
+            "was not tracked in meta-training",
+        ),
     ],
 )
 def test_check_finds_what_would_fail_later(changes: dict[str, Any], text: str) -> None:

@@ -126,6 +126,10 @@ def test_a_file_is_called_after_itself(tmp_path: Path) -> None:
         ({"name": "x", "train": {"outer_lr": float("inf")}}, r"outer_lr is inf; expected a finite"),
         ({"name": "x", "evaluate": {"cells": {}}}, r"cells is {}; expected one or more tables"),
         ({"name": "x", "beside": ["glyph"]}, r"unknown recipe 'glyph'"),
+        (
+            {"name": "x", "learner": {"name": "relationnet", "seed": 3}},
+            r"unknown setting of relationnet 'seed'",
+        ),
     ],
 )
 def test_what_is_refused(raw: dict[str, object], text: str) -> None:

@@ -76,6 +76,14 @@ def test_protocol_keys_that_make_no_sense_are_left_out() -> None:
     assert cell["published"] is None
 
 
+def test_figures_that_rest_on_other_queries_say_so() -> None:
+    one = report.cell(ONE, data="omniglot", n_shot=1, transductive=True)
+    assert list(one["protocol"]) == ["data", "split", "n_shot", "normalisation", "transductive"]
+    header, row = report.table([one]).splitlines()
+    assert "normalisation  transductive  episodes" in header
+    assert row.split()[3:5] == ["support", "yes"]
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tegu.datasets.classes import ClassDataset
 from tegu.errors import InputError
-from tegu.sampling import FewShotTasks
+from tegu.sampling import ClassBatches, FewShotTasks
 
 
 @pytest.fixture
@@ -308,3 +308,49 @@ def test_no_queries_are_possible(numbered: ClassDataset) -> None:
 def test_what_cannot_be_drawn(numbered: ClassDataset, settings: dict[str, int], text: str) -> None:
     with pytest.raises(InputError, match=text):
         FewShotTasks(numbered, **{"n_way": 2, "n_shot": 1, **settings})
+
+
+# Batches of all classes
+
+
+def test_batches_hold_examples_under_the_numbers_of_their_classes(numbered: ClassDataset) -> None:
+    batch = ClassBatches(numbered, 8).episodes(torch.arange(50))
+    assert batch.support.x.shape == (50, 8, 1)
+    assert bool(batch.support.mask.all())
+    assert batch.query.x.shape == (50, 0, 1)
+    assert batch.query.y.shape == batch.query.mask.shape == (50, 0)
+    torch.testing.assert_close(batch.support.y, class_of(numbered, batch.support.x))
+
+
+def test_every_example_is_dealt_once_an_epoch(numbered: ClassDataset) -> None:
+    """26 examples in batches of 8: batches span the seam, and epochs differ in order."""
+    dealt = ClassBatches(numbered, 8).episodes(torch.arange(13)).support.x.flatten()
+    epochs = dealt.reshape(4, 26)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(26))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+
+
+def test_a_batch_is_a_function_of_seed_split_and_number(numbered: ClassDataset) -> None:
+    tasks, index = ClassBatches(numbered, 30, seed=4), torch.tensor([10**9, 0, 7, 3])
+    together = tasks.episodes(index).support
+    for t, i in enumerate(index):
+        alone = tasks.episodes(i.reshape(1)).support
+        torch.testing.assert_close((together.x[t], together.y[t]), (alone.x[0], alone.y[0]))
+    for other in (
+        replace(tasks, seed=5),
+        replace(tasks, data=replace(numbered, split="meta_val")),
+    ):
+        assert not torch.equal(other.episodes(index).support.x, together.x)
+
+
+def test_batches_of_images_are_floats(numbered: ClassDataset) -> None:
+    images = torch.arange(26, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    data = replace(numbered, examples=images, scale=1 / 255)
+    x = ClassBatches(data, 26).episodes(torch.arange(1)).support.x
+    torch.testing.assert_close(x.flatten().sort().values * 255, torch.arange(26.0))
+
+
+def test_no_batch_is_empty(numbered: ClassDataset) -> None:
+    with pytest.raises(InputError, match=r"batch is 0; expected at least 1"):
+        ClassBatches(numbered, 0)

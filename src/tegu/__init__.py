@@ -17,12 +17,13 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.learners import Learner, Reptile
 from tegu.meta import Adapted, MetaLearned, meta_train
-from tegu.sampling import FewShotTasks
+from tegu.sampling import ClassBatches, FewShotTasks
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapted",
+    "ClassBatches",
     "ClassDataset",
     "Episode",
     "Examples",

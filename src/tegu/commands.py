@@ -411,12 +411,14 @@ def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: st
 
 
 def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
+    together = {"transductive": True} if job.learner.transductive else {}
     return {
         "data": job.recipe.data.name,
         "within": "group" if job.recipe.data.within else None,
         "n_way": None if job.regression else cell.n_way or job.recipe.train.n_way,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
+        **together,
     }
 
 

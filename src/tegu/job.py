@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tegu.learners import LEARNERS, Learner
 from tegu.losses import accuracy, cross_entropy, squared_error
 from tegu.models import Conv4, Mlp, ResNet12, WideResNet
 from tegu.recipes import Cell, Recipe
-from tegu.sampling import FewShotTasks, Tasks
+from tegu.sampling import ClassBatches, FewShotTasks, Tasks
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
@@ -155,7 +155,7 @@ class Job:
                 "queries, which it meta-learns from",
                 "Write train.n_query=5, say.",
             )
-        self._training_tasks()
+        self.training_tasks()
         wanted = [(scored.split, c.n_way, c.n_shot, c.n_query) for c in scored.cells]
         if train.validate_every:
             first = scored.cells[0]
@@ -243,17 +243,25 @@ class Job:
         out: Learner = replace(other, normalisation=cell.normalisation)
         return out
 
-    def _training_tasks(self) -> Tasks:
-        """What is meta-learned from: the only tasks whose images are augmented."""
+    def training_tasks(self) -> Tasks:
+        """What is meta-learned from: episodes, or batches of all training classes.
+
+        These are the only examples that are augmented.
+        """
         train, data = self.recipe.train, self.recipe.data
-        tasks = self.tasks(
-            "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
+        tasks: Any = (
+            ClassBatches(self.data("meta_train"), train.batch, train.seed)
+            if LEARNERS[self.recipe.learner["name"]].pretrains
+            else self.tasks(
+                "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
+            )
         )
-        if data.augment and isinstance(tasks, FewShotTasks):
+        if data.augment:
             tasks = replace(
                 tasks, augment=standard(IMAGES[data.name][0], paper=0.0 if data.invert else 1.0)
             )
-        return tasks
+        made: Tasks = tasks
+        return made
 
     def _model(self) -> torch.nn.Module:
         settings, train = self.recipe.model, self.recipe.train
@@ -286,8 +294,12 @@ class Job:
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
         loss = squared_error if self.regression else cross_entropy
-        learner = cls(model=self._model().to(self.recipe.engine.device), loss=loss, **chosen)
-        return learner.for_ways(self.recipe.train.n_way)
+        train = self.recipe.train
+        own = {f.name for f in fields(cls)}
+        chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
+        if cls.pretrains:
+            chosen["n_classes"] = self.data("meta_train").n_classes
+        return cls(model=self._model().to(self.recipe.engine.device), loss=loss, **chosen)
 
     def engine(self, learner: Learner, *, steps: int, gradients: int = 0) -> Vectorised:
         """The learner vectorised; compiled where so many steps or outer gradients repay it."""
@@ -338,7 +350,7 @@ class Job:
         )
         return meta_train(
             engine,
-            self._training_tasks(),
+            self.training_tasks(),
             self.settings,
             run=Run(folder, self.recipe.plain()) if folder else None,
             resume=resume,

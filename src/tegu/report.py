@@ -30,7 +30,17 @@ from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError, unknown
 
-PROTOCOL = ("data", "split", "within", "n_way", "n_shot", "n_query", "normalisation", "learner")
+PROTOCOL = (
+    "data",
+    "split",
+    "within",
+    "n_way",
+    "n_shot",
+    "n_query",
+    "normalisation",
+    "transductive",
+    "learner",
+)
 FIGURE = ("protocol", "metric", "value", "ci95", "episodes", "published", "source")
 COST = ("training_seconds", "meta_iterations", "adapt_ms", "peak_bytes", "state_bytes")
 TIMING = (
@@ -64,8 +74,9 @@ def cell(
         published: the figure to compare with, in the result's own unit.
         source: where that figure is printed.
         protocol: data, n_way, n_shot, n_query; within, "group" where all classes of
-            a task are of one; learner, where a figure is not that of the document's
-            own learner; None leaves a key out.
+            a task are of one; transductive, where queries are answered together;
+            learner, where a figure is not that of the document's own. None leaves a
+            key out.
 
     Example:
         >>> one = Result("mse", 0.05, 0.01, 1000, "meta_test", "none")
@@ -304,7 +315,7 @@ def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         ]
     else:
         names = {k: k.removeprefix("n_") for k in ("learner", *PROTOCOL[:-1])}
-        columns = [(names[k], [str(c["protocol"].get(k, "")) for c in cells]) for k in names]
+        columns = [(names[k], [_said(c["protocol"].get(k, "")) for c in cells]) for k in names]
         metrics = [c["metric"] for c in cells]
         one = len(set(metrics)) == 1
         columns += [
@@ -324,6 +335,10 @@ def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 def _cost(item: dict[str, Any], key: str, form: str, unit: int = 1) -> str:
     value = item.get("cost", {}).get(key)
     return "" if value is None else form.format(value / unit if unit > 1 else value)
+
+
+def _said(value: Any) -> str:
+    return "yes" if value is True else str(value)
 
 
 def _value(item: dict[str, Any]) -> str:

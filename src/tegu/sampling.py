@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets.augment import Augment
 from tegu.datasets.classes import ClassDataset
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
@@ -55,7 +55,7 @@ class FewShotTasks:
     n_shot: int
     n_query: int = 1
     seed: int = 0
-    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    augment: Augment | None = None
     within: bool = False
 
     def __post_init__(self) -> None:
@@ -138,7 +138,7 @@ class FewShotTasks:
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = self._floats(self.data.examples[chosen], keys.fold(at, 5 + half))
+            x = floats(self.data, self.data.examples[chosen], keys.fold(at, 5 + half), self.augment)
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
 
@@ -151,16 +151,58 @@ class FewShotTasks:
         places = keys.distinct(keys.fold(at, 1), sizes[group[:, 0]], self.n_way)
         return members[starts[group] + places]
 
-    def _floats(self, x: Tensor, at: Tensor) -> Tensor:
-        """Stored values (T, S, ...) as the model takes them; `at` are keys, shape (T,)."""
-        data = self.data
-        if x.dtype == torch.uint8 or data.scale != 1:
-            x = x.to(torch.get_default_dtype()) * data.scale
-        if self.augment is not None and x.shape[1]:
-            each = keys.fold(at[:, None], torch.arange(x.shape[1], device=x.device))
-            x = self.augment(x.flatten(0, 1), each.flatten()).unflatten(0, x.shape[:2])
-        if data.mean:
-            shape = (-1, *[1] * (x.ndim - 3))  # one for each channel, the axis behind T and S
-            mean, std = (torch.tensor(v, device=x.device) for v in (data.mean, data.std))
-            x = (x - mean.to(x.dtype).reshape(shape)) / std.to(x.dtype).reshape(shape)
-        return x
+
+@dataclass(frozen=True)
+class ClassBatches:
+    """Batches of a classifier of all classes, in the form of episodes without queries.
+
+    Labels are class numbers of the split. All examples are shuffled and dealt out,
+    and shuffled again when they run out: batch i is a function of (seed, split, i).
+
+    Args:
+        data: where examples come from; batches live on its device.
+        batch: examples per batch.
+        seed: of the whole sequence of batches.
+        augment: of images (B, C, H, W) and keys (B,), as for `FewShotTasks`.
+    """
+
+    data: ClassDataset
+    batch: int
+    seed: int = 0
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch is {self.batch}", "at least 1", "Pass batch=64, say.")
+
+    @property
+    def split(self) -> str:
+        return self.data.split
+
+    def episodes(self, index: Tensor) -> Episode:
+        examples = self.data.examples
+        root = keys.key(self.seed, self.split, "batches", device=examples.device)
+        within = torch.arange(self.batch, device=examples.device)
+        dealt = index.to(examples.device)[:, None] * self.batch + within  # (T, batch)
+        epochs, which = (dealt // len(examples)).unique(return_inverse=True)
+        orders = keys.permutation(keys.fold(root, epochs), len(examples))
+        rows = orders[which, dealt % len(examples)]
+        y = torch.searchsorted(self.data.counts.cumsum(0), rows, right=True)
+        at = keys.fold(keys.fold(root, 1 << 40), index.to(examples.device))
+        x = floats(self.data, examples[rows], at, self.augment)
+        support = Examples(x, y, torch.ones_like(y, dtype=torch.bool))
+        return Episode(support, Examples(*(field[:, :0] for field in support)))
+
+
+def floats(data: ClassDataset, x: Tensor, at: Tensor, augment: Augment | None) -> Tensor:
+    """Stored values (T, S, ...) as the model takes them; `at` are keys, shape (T,)."""
+    if x.dtype == torch.uint8 or data.scale != 1:
+        x = x.to(torch.get_default_dtype()) * data.scale
+    if augment is not None and x.shape[1]:
+        each = keys.fold(at[:, None], torch.arange(x.shape[1], device=x.device))
+        x = augment(x.flatten(0, 1), each.flatten()).unflatten(0, x.shape[:2])
+    if data.mean:
+        shape = (-1, *[1] * (x.ndim - 3))  # one for each channel, the axis behind T and S
+        mean, std = (torch.tensor(v, device=x.device) for v in (data.mean, data.std))
+        x = (x - mean.to(x.dtype).reshape(shape)) / std.to(x.dtype).reshape(shape)
+    return x

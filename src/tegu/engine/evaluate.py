@@ -66,8 +66,8 @@ def evaluate(
         seed: of the learner's own random numbers.
         score: of one episode's outputs and queries.
         metric: what the score is called.
-        normalisations: score the same adapted states under each of these;
-            by default only under the learner's own.
+        normalisations: score the same tasks under each of these; by default only
+            under the learner's own.
         progress: told the number of episodes done and the mean so far.
 
     Returns:
@@ -79,15 +79,24 @@ def evaluate(
         )
     own = engine.learner
     learners = [replace(own, normalisation=name) for name in normalisations] or [own]
+    # Tasks are learnt under running statistics where, and only where, queries are answered so.
+    kinds = [learner.normalisation == "running" for learner in learners]
+    engines = {own.normalisation == "running": engine}
+    for learner, kind in zip(learners, kinds, strict=True):
+        if kind not in engines:
+            engines[kind] = engine.of(learner)
     root = keys.key(seed, "evaluate", tasks.split)
     scores: list[list[Tensor]] = [[] for _ in learners]
     for start in range(0, episodes, at_once):
         index = torch.arange(start, min(start + at_once, episodes))
         batch = tasks.episodes(index)
         device = batch.support.x.device
-        state = engine.adapt(params, batch.support, keys.fold(root, index).to(device))
-        for learner, kept in zip(learners, scores, strict=True):
-            outputs = engine.predict(params, state, batch.query, learner=learner)
+        at = keys.fold(root, index).to(device)
+        states = {
+            kind: engines[kind].adapt(params, batch.support, at) for kind in dict.fromkeys(kinds)
+        }
+        for learner, kind, kept in zip(learners, kinds, scores, strict=True):
+            outputs = engine.predict(params, states[kind], batch.query, learner=learner)
             kept.append(vmap(score)(outputs.to(batch.query.x.dtype), batch.query).double().cpu())
         if progress:
             progress(int(index[-1]) + 1, float(torch.cat(scores[0]).mean()))

@@ -143,7 +143,7 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        self.checkpoint = checkpoint
+        self.checkpoint, self._vectorise = checkpoint, vectorise
         if checkpoint and (
             learner.outer_update is not None
             or not learner.chained()
@@ -158,6 +158,16 @@ class Vectorised:
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
         self._fast_gradient = made(self._gradient)
+
+    def of(self, learner: Learner) -> Vectorised:
+        """Another learner under the same settings."""
+        return Vectorised(
+            learner,
+            vectorise=self._vectorise,
+            compile=self.compile,
+            precision=self.precision,
+            checkpoint=self.checkpoint,
+        )
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):
@@ -178,7 +188,8 @@ class Vectorised:
         with torch.no_grad():
 
             def begin(support: Examples, key: Tensor) -> State:
-                return self.learner.begin(params, support, key, training=training)
+                with _precision(self.precision, support.x.device):  # heads pass features here
+                    return self.learner.begin(params, support, key, training=training)
 
             # Tasks that start from the same weights share their memory until here.
             state: State = map_tensors(Tensor.contiguous, vmap(begin)(support, keys))

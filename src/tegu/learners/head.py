@@ -6,7 +6,9 @@ algorithm fills in `fit` and `score`, both in closed form on features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from tegu import keys
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -68,25 +71,65 @@ class Head(Learner):
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss on the queries, with one pass for support and queries."""
-        support, query = episode
-        features = self.features(
-            params,
-            torch.cat([support.x, query.x]),
-            torch.cat([support.mask, query.mask]),
-            training=True,
-        )
-        known, asked = features.split([len(support.mask), len(query.mask)])
-        state = self._fitted(params, known, support)
-        return self.loss(self._scored(params, state, asked, query.mask), query)
+        known, asked = self.passed(params, episode)
+        return self.loss(self.answered(params, episode, known, asked), episode.query)
+
+    def passed(self, params: Params, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Features (S, D) of the support set and (Q, D) of the queries, from one pass."""
+        both = pooled(episode)
+        features = self.features(params, both.x, both.mask, training=True)
+        known, asked = features.split([len(half.mask) for half in episode])
+        return known, asked
+
+    def answered(self, params: Params, episode: Episode, known: Tensor, asked: Tensor) -> Tensor:
+        """Scores (Q, N) of query features by the head of the support features."""
+        state = self._fitted(params, known, episode.support)
+        return self._scored(params, state, asked, episode.query.mask)
+
+    def feature_width(self) -> int:
+        """Width D of the features, as the model tells it."""
+        width = getattr(self.model, "feature_width", None)
+        if not isinstance(width, int):
+            raise InputError(
+                f"{type(self.model).__name__} without an attribute feature_width",
+                "a model that tells how wide its features are",
+                "Set model.feature_width = D, numbers in the features of one example.",
+            )
+        return width
+
+    def drawn(self, name: str, shape: tuple[int, ...], *, seed: int) -> Tensor:
+        """Initial values of a weight beside the model's, from its name and a seed.
+
+        Uniform within plus and minus the root of 1 / fan-in, the last axis; dtype and
+        device are the model's.
+        """
+        bound, n = shape[-1] ** -0.5, math.prod(shape)
+        values = keys.uniform(keys.key(seed, name), n, -bound, bound).reshape(shape)
+        return values.to(next(self.model.parameters()))
 
     def _fitted(self, params: Params, features: Tensor, support: Examples) -> State:
-        present = members(support, self.n_way, features).sum(0) > 0
-        return {**self.fit(params, features, support), "present": present}
+        with exact(features) as features:
+            present = members(support, self.n_way, features).sum(0) > 0
+            return {**self.fit(params, features, support), "present": present}
 
     def _scored(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
         """Scores, the least there is for classes that the support set does not show."""
-        scores = self.score(params, state, features, mask)
+        with exact(features) as features:
+            scores = self.score(params, state, features, mask)
         return scores.masked_fill(~state["present"], torch.finfo(scores.dtype).min)
+
+
+@contextmanager
+def exact(features: Tensor) -> Iterator[Tensor]:
+    """The features in at least 32 bits, and no lower precision for what is done with them."""
+    with torch.autocast(features.device.type, enabled=False):
+        yield features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def pooled(episode: Episode) -> Examples:
+    """Support and queries of an episode as one set."""
+    both = zip(episode.support, episode.query, strict=True)
+    return Examples(*(torch.cat(pair) for pair in both))
 
 
 def members(support: Examples, n_way: int, like: Tensor) -> Tensor:

@@ -49,6 +49,21 @@ def recording() -> Iterator[Params]:
         _recordings.remove(seen)
 
 
+def record(seen: Params) -> None:
+    """Tells a recording of statistics by their names in `params`; nothing without one."""
+    if _recordings:
+        _recordings[-1].update({name: value.detach() for name, value in seen.items()})
+
+
+def untracked(name: str) -> InputError:
+    """The error for running statistics that meta-training did not keep."""
+    return InputError(
+        f"normalisation 'running' where '{name}' was not tracked in meta-training",
+        "what was meta-learned under normalisation 'running'",
+        "Meta-train with learner.normalisation=running, or answer under support or transductive.",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Learner:
     """What every algorithm shares; an algorithm fills in the questions above.
@@ -73,6 +88,8 @@ class Learner:
     # Settings to start from, by dotted key of a recipe: for classes, and for numbers.
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
     start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
+    pretrains: ClassVar[bool] = False  # whether meta-training is classification of all classes
+    transductive: ClassVar[bool] = False  # whether a query's answer depends on the other queries
 
     model: nn.Module = field(repr=False)
     loss: Loss = field(default=cross_entropy, repr=False)
@@ -121,10 +138,10 @@ class Learner:
         own = {
             name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad
         }
-        return {**own, **{TRACKED + name: b.clone() for name, b in self._tracked().items()}}
+        return {**own, **{TRACKED + name: b.clone() for name, b in self.tracked().items()}}
 
-    def _tracked(self) -> Params:
-        """Buffers of running statistics, by name."""
+    def tracked(self) -> Params:
+        """Buffers whose running statistics are meta-learned, by name."""
         if not self.tracks or self.normalisation != "running":
             return {}
         names = {f"{n}.{kind}" for n in layers(self.model) for kind in _KINDS}
@@ -241,23 +258,25 @@ class Learner:
         known = {name for name, _ in module.named_parameters()}
         # Copies, since torch.nn.BatchNorm counts its batches in place.
         buffers = {name: b.clone() for name, b in module.named_buffers()}
-        tracked = self._tracked()
+        tracked = self.tracked()
         running = self.normalisation == "running" and not (training and tracked)
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         if running:
             for name in tracked:
+                if prefix + TRACKED + name not in params:
+                    raise untracked(name)
                 buffers[prefix + name] = params[prefix + TRACKED + name]
         with statistics(
             "running" if running else "batch", mask, foreign=bool(converted(module)), seen=seen
         ):
             inside = {name: p for name, p in params.items() if name in known}
             out: Tensor = functional_call(module, {**buffers, **inside}, (x,))
-        if _recordings and training:
+        if training:
             for name in tracked:
                 layer, _, kind = name.rpartition(".")
                 told = seen.get(id(buffers[f"{prefix}{layer}.{_KINDS[0]}"]))
                 if told is not None:
-                    _recordings[-1][TRACKED + name] = told[_KINDS.index(kind)]
+                    record({TRACKED + name: told[_KINDS.index(kind)]})
         return out
 
     def uses_statistics(self) -> bool:

@@ -69,6 +69,7 @@ class Train:
     n_way: int = 5
     n_shot: int = 10
     n_query: int = 0
+    batch: int = 64  # examples, where a learner is pre-trained on batches of all classes
     seed: int = 0
     validate_every: int = 0
     validate_episodes: int = 100
@@ -147,6 +148,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.n_way": (2, math.inf),
     "train.n_shot": (1, math.inf),
     "train.n_query": (0, math.inf),
+    "train.batch": (1, math.inf),
     "train.seed": (-(1 << 62), 1 << 62),
     "train.validate_every": (0, math.inf),
     "train.validate_episodes": (2, math.inf),
@@ -160,6 +162,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "evaluate.cells.eval_batch": (0, math.inf),
 }
 
+# What a learner gets from the other sections.
+ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
 SECTIONS = {"data": Data, "model": Model, "train": Train, "engine": Engine, "evaluate": Evaluate}
 
 
@@ -282,8 +286,7 @@ def _learner(table: Any) -> dict[str, Any]:
     name = _typed("learner.name", table.get("name", "reptile"), "str")
     if name not in LEARNERS:
         raise unknown("learner", name, LEARNERS)
-    # These come from the other sections.
-    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ("model", "loss", "n_way")}
+    known = {f.name: f for f in fields(LEARNERS[name]) if f.name not in ELSEWHERE}
     settings = {k: v for k, v in table.items() if k != "name"}
     values = {k: f.default for k, f in known.items()}
     for key, value in settings.items():

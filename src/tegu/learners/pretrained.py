@@ -1,0 +1,65 @@
+"""Pre-training: all training classes in one classifier, the features of which tasks share.
+
+What is meta-learned is a network that tells all training classes apart, by plain
+supervised batches and no episodes. Tasks get a head of their own on its features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tegu.episodes import Episode
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.learners.head import Head, pooled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained(Head):
+    """Features from classifying all training classes; a head is fitted to each task.
+
+    Meta-train it on `tegu.ClassBatches`, whose labels are class numbers of the split.
+
+    Args:
+        n_classes: training classes K.
+        seed: of the classifier's initial weights.
+    """
+
+    pretrains: ClassVar[bool] = True
+
+    n_classes: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_classes < 2:
+            raise InputError(
+                f"n_classes is {self.n_classes}",
+                "at least 2",
+                "Pass the number of training classes, data.n_classes.",
+            )
+
+    def init(self) -> Params:
+        """The model's weights, and those of the classifier under "classifier/"."""
+        shape = (self.n_classes, self.feature_width())
+        weight = self.drawn("classifier", shape, seed=self.seed)
+        own = {"classifier/weight": weight, "classifier/bias": weight.new_zeros(self.n_classes)}
+        return {**super().init(), **own}
+
+    def classify(self, params: Params, features: Tensor) -> Tensor:
+        """Scores (B, K) of the training classes for features (B, D)."""
+        return F.linear(features, params["classifier/weight"], params["classifier/bias"])
+
+    def observe(self, features: Tensor, mask: Tensor) -> None:
+        """Called with the features (B, D) of each training batch, for statistics of them."""
+
+    def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
+        """Loss of the classifier on the whole batch, support and queries alike."""
+        both = pooled(episode)
+        features = self.features(params, both.x, both.mask, training=True)
+        self.observe(features, both.mask)
+        return self.loss(self.classify(params, features), both)

@@ -1,0 +1,104 @@
+"""TIM: class centres that make the queries' labels certain, and the classes even.
+
+Boudiaf, Masud, Rony, Dolz, Piantanida, Ben Ayed (2020), Transductive information
+maximization for few-shot learning, arXiv:2008.11297, solved by alternating steps
+(TIM-ADM). With features z of length 1 and
+
+    p_ik = softmax over k of -temperature / 2 * |w_k - z_i|^2
+
+the weights w minimise the cross-entropy of the support set, the entropy of each
+query's label, and the negative entropy of the mean of the queries' labels, by turns
+with targets q of the queries (proposition 1):
+
+    q_ik ~ p_ik^(1+a) / (sum over queries of p_ik^(1+a))^(1/2)
+    w_k <- (l/(1+a) sum over support of (y_ik z_i + p_ik (w_k - z_i))
+            + |S|/|Q| sum over queries of (q_ik z_i + p_ik (w_k - z_i)))
+           / (l/(1+a) sum over support of y_ik + |S|/|Q| sum over queries of q_ik)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tegu.episodes import Examples
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.learners.head import class_means, members, squared_distances
+from tegu.learners.learner import State
+from tegu.learners.pretrained import Pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tim(Pretrained):
+    """Transductive: all queries of a task are answered together.
+
+    The entropy of the mean label pulls towards classes of equal size among the
+    queries: results rely on balanced queries, and suffer where they are not.
+
+    Args:
+        temperature: of the softmax.
+        support_weight: weight l of the support set's cross-entropy.
+        certainty: weight a of the entropy of each query's label.
+        rounds: pairs of alternating steps.
+
+    Reference:
+        arXiv:2008.11297, with its settings. Differs from the paper: TIM-ADM alone,
+        not TIM-GD; features are pre-trained as the run has it, without label smoothing.
+    """
+
+    name: ClassVar[str] = "tim"
+    transductive: ClassVar[bool] = True
+
+    temperature: float = 15.0
+    support_weight: float = 0.1
+    certainty: float = 0.1
+    rounds: int = 150
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("temperature", "support_weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", "a number above 0", f"Raise {name}."
+                )
+        for name in ("certainty", "rounds"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
+
+    def fit(self, params: Params, features: Tensor, support: Examples) -> State:
+        member = members(support, self.n_way, features)
+        return {"known": F.normalize(features, dim=-1), "member": member}
+
+    def score(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
+        known, member, asked = state["known"], state["member"], F.normalize(features, dim=-1)
+        centres = class_means(known, member)
+        shown, real = member.sum(-1, keepdim=True), mask.to(features.dtype)[:, None]
+        least, absent = torch.finfo(features.dtype).min, member.sum(0) == 0
+        of_support = self.support_weight / (1 + self.certainty)
+        of_queries = shown.sum() / real.sum().clamp(min=1)
+
+        def chances(items: Tensor) -> Tensor:
+            """Logarithm of p: (B, N)."""
+            scores = -self.temperature / 2 * squared_distances(items, centres)
+            return scores.masked_fill(absent, least).log_softmax(-1)
+
+        for _ in range(self.rounds):
+            p_known, log_p = chances(known).exp() * shown, chances(asked)
+            p_asked, power = log_p.exp() * real, (1 + self.certainty) * log_p
+            power = power.masked_fill(absent | ~mask[:, None], least)
+            q = (power - power.logsumexp(0) / 2).softmax(-1) * real
+            above = of_support * pulled(centres, known, member, p_known)
+            above = above + of_queries * pulled(centres, asked, q, p_asked)
+            below = of_support * member.sum(0) + of_queries * q.sum(0)
+            centres = above / below.clamp(min=torch.finfo(below.dtype).tiny)[:, None]
+        return chances(asked)
+
+
+def pulled(centres: Tensor, items: Tensor, targets: Tensor, p: Tensor) -> Tensor:
+    """Sum over items of target z + p (w - z): (N, D), for items (B, D) and (B, N) twice."""
+    return targets.T @ items + p.sum(0)[:, None] * centres - p.T @ items
