@@ -343,7 +343,7 @@ def test_the_examples_of_the_help_are_understood(
     from tegu import cli, commands
 
     examples = [line.split()[1:] for line in cli.EPILOG.splitlines() if line.startswith("  tegu ")]
-    assert len(examples) == 6
+    assert len(examples) == 7
     ran = []
     for name in COMMANDS:
         monkeypatch.setitem(
@@ -351,4 +351,4 @@ def test_the_examples_of_the_help_are_understood(
         )
     for words in examples:
         assert main(words) == 0, capsys.readouterr().err
-    assert len(ran) == 6
+    assert len(ran) == 7

@@ -66,7 +66,7 @@ def test_some_learners_are_trained_on_batches_of_all_classes() -> None:
 
 
 def test_a_learner_of_classes_on_sinusoids() -> None:
-    with pytest.raises(InputError, match=r"the learner protonet on sinusoids.*reptile"):
+    with pytest.raises(InputError, match=r"protonet on sinusoids.*or maml on sinusoids"):
         job(learner__name="protonet", data__name="sinusoids").check()
 
 
@@ -372,7 +372,7 @@ def test_threads_are_torch_s() -> None:
                 "train__n_query": 1,
                 "evaluate__cells": [{"normalisation": "running"}],
             },
-            "was not tracked in meta-training",
+            "running statistics from a run with support",
         ),
     ],
 )

@@ -103,7 +103,12 @@ def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -
     mode = recipe.learner["normalisation"]
     modes = ("running",) if mode == "running" else ("support", "transductive")
     cells = tuple(
-        recipes.Cell(n_way=board.n_way, n_shot=shot, n_query=1, normalisation=name)
+        recipes.Cell(
+            n_way=board.n_way,
+            n_shot=shot,
+            n_query=15 if LEARNERS[learner].transductive else 1,
+            normalisation=name,
+        )
         for shot in board.shots
         for name in modes
     )
@@ -134,6 +139,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
             "n_way": cell.n_way,
             "n_shot": cell.n_shot,
             "n_query": cell.n_query,
+            "transductive": True if chosen.transductive else None,
             "learner": learner,
         }
         cost = {
@@ -149,7 +155,9 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
 
 def _task(one: Job, cell: Any, engine: Vectorised, params: Any) -> tuple[float, int]:
     """Milliseconds to learn one task and answer its queries, and bytes of what was learned."""
-    tasks = one.tasks("meta_test", n_way=cell.n_way, n_shot=cell.n_shot, n_query=1, seed=7)
+    tasks = one.tasks(
+        "meta_test", n_way=cell.n_way, n_shot=cell.n_shot, n_query=cell.n_query, seed=7
+    )
     batch = tasks.episodes(torch.arange(1))
     at = keys.key(0, device=batch.support.x.device).reshape(1)
     took = []

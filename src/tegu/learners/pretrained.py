@@ -6,8 +6,9 @@ supervised batches and no episodes. Tasks get a head of their own on its feature
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +31,11 @@ class Pretrained(Head):
     """
 
     pretrains: ClassVar[bool] = True
+    start: ClassVar[Mapping[str, Any]] = {
+        "learner.normalisation": "running",
+        "train.outer_lr": 0.001,
+        "train.meta_batch": 1,
+    }
 
     n_classes: int
     seed: int = 0
@@ -49,6 +55,9 @@ class Pretrained(Head):
         weight = self.drawn("classifier", shape, seed=self.seed)
         own = {"classifier/weight": weight, "classifier/bias": weight.new_zeros(self.n_classes)}
         return {**super().init(), **own}
+
+    def uses_queries(self) -> bool:
+        return False
 
     def classify(self, params: Params, features: Tensor) -> Tensor:
         """Scores (B, K) of the training classes for features (B, D)."""
