@@ -78,7 +78,9 @@ class Feat(Head):
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         member = members(support, self.n_way, features)
         present = member.sum(0) > 0
-        among = present.expand(self.n_way, -1) | torch.eye(self.n_way).to(present)
+        among = present.expand(self.n_way, -1) | torch.eye(
+            self.n_way, dtype=torch.bool, device=present.device
+        )
         return {"prototypes": attended(params, class_means(features, member), among)}
 
     def score(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
@@ -92,8 +94,9 @@ class Feat(Head):
         both = pooled(episode)
         with exact(torch.cat([known, asked])) as features:
             member = members(both, self.n_way, features)
-            alone = torch.eye(len(member)).to(member)  # padding has itself to attend to
-            transformed = attended(params, features, (member @ member.T + alone) > 0)
+            # Padding has itself to attend to.
+            alone = torch.eye(len(member), dtype=torch.bool, device=member.device)
+            transformed = attended(params, features, (member @ member.T > 0) | alone)
             centres = class_means(transformed, member)
             scores = -squared_distances(features, centres) / self.balance_temperature
             scores = scores.masked_fill(member.sum(0) == 0, torch.finfo(scores.dtype).min)

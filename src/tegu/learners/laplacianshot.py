@@ -83,7 +83,7 @@ class LaplacianShot(SimpleShot):
 
 def nearest(items: Tensor, mask: Tensor, *, count: int) -> Tensor:
     """Which other real items are among the `count` nearest of each: 0 or 1, (Q, Q)."""
-    itself = torch.eye(len(mask)).to(mask)
+    itself = torch.eye(len(mask), dtype=torch.bool, device=mask.device)
     apart = squared_distances(items, items).masked_fill(itself | ~mask, float("inf"))
     found = apart.topk(count, dim=-1, largest=False)
     ties = F.one_hot(found.indices, len(mask)) * found.values.isfinite()[:, :, None]
