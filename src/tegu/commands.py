@@ -197,7 +197,8 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
         raise InputError("--resume without --run", "the run to go on with", "Add --run DIR.")
     folder = arguments.run = arguments.run or _new_folder(Path("runs") / "quickstart")
     params, last, pictures = _train(job, folder, resume=arguments.resume)
-    cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
+    cell = job.recipe.evaluate.cells[0]
+    way = job.ways(cell)
     learner: Any = job.learner
     fresh = learner.init()
     # From scratch: the same network and images, a common Adam, and time to converge.
@@ -272,7 +273,7 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
     pictures = []
     if metrics := read_metrics(folder / "metrics.jsonl"):
         pictures.append(folder / "learning-curve.png")
-        chance = 1 / recipe.train.n_way if metric == "accuracy" else None
+        chance = 1 / job.ways(recipe.evaluate.cells[0]) if metric == "accuracy" else None
         title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
         report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
     if job.regression:
@@ -289,7 +290,7 @@ def _converted(job: Job) -> list[str]:
 
 def _score(job: Job, params: Params) -> list[dict[str, Any]]:
     settings = job.recipe.evaluate
-    groups = {(c.n_shot, c.n_query, c.eval_batch) for c in settings.cells}
+    groups = {(job.ways(c), c.n_shot, c.n_query, c.eval_batch) for c in settings.cells}
     total = len(groups) * settings.episodes
     metric = job.score[1]
     with bar(f"evaluate {job.recipe.name}", total, unit="episodes") as tell:
@@ -313,10 +314,16 @@ def _score(job: Job, params: Params) -> list[dict[str, Any]]:
 def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: str) -> Result:
     settings = job.recipe.evaluate
     score, metric = job.score
-    tasks = job.tasks(settings.split, n_shot=cell.n_shot, n_query=cell.n_query, seed=settings.seed)
+    tasks = job.tasks(
+        settings.split,
+        n_way=cell.n_way,
+        n_shot=cell.n_shot,
+        n_query=cell.n_query,
+        seed=settings.seed,
+    )
     with bar(title, settings.episodes, unit="episodes") as tell:
         (result,) = evaluate(
-            job.engine(learner, steps=0),
+            job.engine(learner.for_ways(job.ways(cell)), steps=0),
             params,
             tasks,
             episodes=settings.episodes,
@@ -333,7 +340,7 @@ def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: st
 def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
     return {
         "data": job.recipe.data.name,
-        "n_way": None if job.regression else job.recipe.train.n_way,
+        "n_way": None if job.regression else job.ways(cell),
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
     }
@@ -344,6 +351,7 @@ def _one_episode(job: Job, cell: Cell) -> tuple[Tasks, Any, torch.Tensor]:
 
     tasks = job.tasks(
         job.recipe.evaluate.split,
+        n_way=cell.n_way,
         n_shot=cell.n_shot,
         n_query=cell.n_query,
         seed=job.recipe.evaluate.seed,

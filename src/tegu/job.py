@@ -97,14 +97,21 @@ class Job:
                 "queries, which it meta-learns from",
                 "Write train.n_query=5, say.",
             )
-        wanted = [("meta_train", train.n_shot, train.n_query)]
-        wanted += [(scored.split, cell.n_shot, cell.n_query) for cell in scored.cells]
+        wanted = [("meta_train", 0, train.n_shot, train.n_query)]
+        wanted += [(scored.split, c.n_way, c.n_shot, c.n_query) for c in scored.cells]
         if train.validate_every:
             first = scored.cells[0]
-            wanted.append((self.validation, first.n_shot, first.n_query))
-        for split, n_shot, n_query in dict.fromkeys(wanted):
-            self.tasks(split, n_shot=n_shot, n_query=n_query, seed=0)
+            wanted.append((self.validation, first.n_way, first.n_shot, first.n_query))
+        for split, n_way, n_shot, n_query in dict.fromkeys(wanted):
+            self.tasks(split, n_way=n_way, n_shot=n_shot, n_query=n_query, seed=0)
         for cell in scored.cells:
+            if self.ways(cell) != train.n_way and learner.for_ways(cell.n_way) is learner:
+                raise InputError(
+                    f"n_way is {cell.n_way} in a cell and {train.n_way} in training with the "
+                    f"learner {learner.name}, whose model has an output for each class",
+                    "the same number",
+                    "Leave the cell's n_way out, or take a learner by metric or closed form.",
+                )
             replace(learner, normalisation=cell.normalisation)
 
     def data(self, split: str) -> ClassDataset:
@@ -130,11 +137,16 @@ class Job:
             )
         return found.to(self.recipe.engine.device)
 
-    def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int) -> Tasks:
-        """Episodes of a split."""
+    def ways(self, cell: Cell) -> int:
+        """Classes of a task of this cell."""
+        return cell.n_way or self.recipe.train.n_way
+
+    def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
+        """Episodes of a split, of as many classes as in training where n_way is 0."""
         if self.regression:
             return Sinusoids(split, n_shot=n_shot, n_query=max(n_query, 1), seed=seed)
-        return FewShotTasks(self.data(split), self.recipe.train.n_way, n_shot, n_query, seed)
+        n_way = n_way or self.recipe.train.n_way
+        return FewShotTasks(self.data(split), n_way, n_shot, n_query, seed)
 
     @cached_property
     def learner(self) -> Learner:
@@ -207,6 +219,7 @@ class Job:
         cell, train = self.recipe.evaluate.cells[0], self.recipe.train
         tasks = self._validation_tasks
         learner = replace(self.learner, normalisation=cell.normalisation)
+        learner = learner.for_ways(self.ways(cell))
         engine = Vectorised(learner, vectorise=self.recipe.engine.vectorise)
         score, metric = self.score
         (result,) = evaluate(
@@ -219,6 +232,7 @@ class Job:
         cell = self.recipe.evaluate.cells[0]
         return self.tasks(
             self.validation,
+            n_way=cell.n_way,
             n_shot=cell.n_shot,
             n_query=cell.n_query,
             seed=self.recipe.train.seed + 1,
@@ -240,17 +254,20 @@ class Job:
         settings = self.recipe.evaluate
         score, metric = self.score
         results: dict[Cell, Result] = {}
-        groups: dict[tuple[int, int, int], list[Cell]] = {}
+        groups: dict[tuple[int, int, int, int], list[Cell]] = {}
         for cell in settings.cells:
-            groups.setdefault((cell.n_shot, cell.n_query, cell.eval_batch), []).append(cell)
+            kind = (self.ways(cell), cell.n_shot, cell.n_query, cell.eval_batch)
+            groups.setdefault(kind, []).append(cell)
         total = len(groups) * settings.episodes
-        for number, ((n_shot, n_query, batch), cells) in enumerate(groups.items()):
-            chosen: Any = learner or self.learner
+        for number, ((n_way, n_shot, n_query, batch), cells) in enumerate(groups.items()):
+            chosen: Any = (learner or self.learner).for_ways(n_way)
             if batch:
                 chosen = replace(chosen, eval_batch=batch)
             steps = settings.episodes // settings.at_once * chosen.steps(training=False)
             engine = self.engine(chosen, steps=10 * steps)
-            tasks = self.tasks(settings.split, n_shot=n_shot, n_query=n_query, seed=settings.seed)
+            tasks = self.tasks(
+                settings.split, n_way=n_way, n_shot=n_shot, n_query=n_query, seed=settings.seed
+            )
 
             def told(done: int, mean: float, before: int = number * settings.episodes) -> None:
                 if progress:

@@ -79,6 +79,7 @@ class Engine:
 class Cell:
     """One figure of a result, and the published one beside it."""
 
+    n_way: int = 0  # 0: as in training; others need a learner whose classes are no outputs
     n_shot: int = 1
     n_query: int = 1
     normalisation: str = "support"
@@ -137,6 +138,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "engine.threads": (0, 1024),
     "evaluate.episodes": (2, math.inf),
     "evaluate.at_once": (1, math.inf),
+    "evaluate.cells.n_way": (0, math.inf),
     "evaluate.cells.n_shot": (1, math.inf),
     "evaluate.cells.n_query": (1, math.inf),
     "evaluate.cells.eval_batch": (0, math.inf),
