@@ -59,6 +59,26 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "lrd2": Row(
+        lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, regulariser=0.5),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "lrd2, fixed regulariser": Row(
+        lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, learn_regulariser=False),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "r2d2": Row(
+        lambda model: LEARNERS["r2d2"](model=model, n_way=N_WAY, regulariser=0.1),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "r2d2, fixed regulariser": Row(
+        lambda model: LEARNERS["r2d2"](model=model, n_way=N_WAY, learn_regulariser=False),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
             model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01

@@ -30,8 +30,8 @@ def test_each_recipe_builds(name: str, few_glyphs: None, monkeypatch: pytest.Mon
 
     def characters(split: str, *, partition: str, **_: object) -> ClassDataset:
         _check_settings(split, partition, 28, 0)
-        counts, names = torch.tensor([20] * 24), tuple(map(str, range(24)))
-        return ClassDataset("omniglot", split, torch.zeros(480, 1, 28, 28), counts, names)
+        counts, names = torch.tensor([20] * 64), tuple(map(str, range(64)))
+        return ClassDataset("omniglot", split, torch.zeros(1280, 1, 28, 28), counts, names)
 
     monkeypatch.setattr("tegu.job.load_omniglot", characters)
     Job(load(name)).check()

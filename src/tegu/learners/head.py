@@ -25,7 +25,8 @@ class Head(Learner):
 
     While meta-training, support and queries pass through the extractor together,
     and batch normalisation sees them both, as in the published codes; afterwards
-    `normalisation` decides.
+    `normalisation` decides. Heads are fitted and score in fp32 at least, also
+    where the passes through the extractor are in bf16.
 
     Args:
         n_way: classes of a task.
@@ -70,13 +71,21 @@ class Head(Learner):
         return self.loss(self._scored(params, state, asked, query.mask), query)
 
     def _fitted(self, params: Params, features: Tensor, support: Examples) -> State:
-        present = members(support, self.n_way, features).sum(0) > 0
-        return {**self.fit(params, features, support), "present": present}
+        with torch.autocast(features.device.type, enabled=False):
+            features = _single(features)
+            present = members(support, self.n_way, features).sum(0) > 0
+            return {**self.fit(params, features, support), "present": present}
 
     def _scored(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
         """Scores, the least there is for classes that the support set does not show."""
-        scores = self.score(params, state, features, mask)
+        with torch.autocast(features.device.type, enabled=False):
+            scores = self.score(params, state, _single(features), mask)
         return scores.masked_fill(~state["present"], torch.finfo(scores.dtype).min)
+
+
+def _single(features: Tensor) -> Tensor:
+    """Features in fp32 where their own precision is less."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def members(support: Examples, n_way: int, like: Tensor) -> Tensor:
