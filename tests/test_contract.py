@@ -184,6 +184,16 @@ ROWS = {
         renaming_permutes=True,
         queries_together=True,
     ),
+    "lrd2": Row(
+        lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, regulariser=0.5),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "lrd2, fixed regulariser": Row(
+        lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, learn_regulariser=False),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -261,6 +271,16 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
         queries_together=True,
+    ),
+    "r2d2": Row(
+        lambda model: LEARNERS["r2d2"](model=model, n_way=N_WAY, regulariser=0.1),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "r2d2, fixed regulariser": Row(
+        lambda model: LEARNERS["r2d2"](model=model, n_way=N_WAY, learn_regulariser=False),
+        support_order_matters=False,
+        renaming_permutes=True,
     ),
     "relationnet": Row(
         lambda model: LEARNERS["relationnet"](model=wide(model), n_way=N_WAY, hidden=6),

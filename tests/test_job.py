@@ -326,6 +326,32 @@ def test_evaluation_answers_every_cell_in_order() -> None:
     assert results[1].value == pytest.approx(expected.value)
 
 
+def test_evaluation_may_have_other_ways_than_training() -> None:
+    cells = [{"n_way": 5, "n_shot": 1}, {"n_shot": 1}]
+    raw: dict[str, Any] = {**TINY, "evaluate": {"episodes": 4, "at_once": 3, "cells": cells}}
+    raw["learner"] = {"name": "protonet"}
+    raw["train"] = {**TINY["train"], "n_query": 2, "validate_every": 3, "validate_episodes": 3}
+    one = Job(parse(raw))
+    one.check()
+    params, last = one.train(None)
+    for n_way, (_, result) in zip((5, 3), one.evaluate(params), strict=True):
+        tasks = FewShotTasks(one.data("meta_test"), n_way, 1, 1, seed=1)
+        engine = one.engine(one.learner.for_ways(n_way), steps=0)
+        (expected,) = evaluate(engine, params, tasks, episodes=4, at_once=3, seed=1)
+        assert result.value == expected.value
+    engine = one.engine(one.learner.for_ways(5), steps=0)
+    tasks = FewShotTasks(one.data("meta_val"), 5, 1, 1, seed=1)
+    (expected,) = evaluate(engine, params, tasks, episodes=3)
+    assert last.validation == expected.value
+
+
+def test_a_model_with_outputs_keeps_its_ways() -> None:
+    raw: dict[str, Any] = {**TINY, "evaluate": {"cells": [{"n_way": 5}]}}
+    with pytest.raises(InputError, match=r"a figure for 5 ways from reptile trained for 3"):
+        Job(parse(raw)).check()
+    Job(parse({**raw, "evaluate": {"cells": [{"n_way": 3}]}})).check()
+
+
 @pytest.mark.parametrize(
     ("setting", "can", "steps", "compiled"),
     [

@@ -12,6 +12,7 @@ from tegu.learners.imaml import IMaml
 from tegu.learners.joint import Joint
 from tegu.learners.laplacianshot import LaplacianShot
 from tegu.learners.learner import Learner
+from tegu.learners.lrd2 import LRD2
 from tegu.learners.maml import Maml
 from tegu.learners.mamlpp import MamlPlusPlus
 from tegu.learners.matchingnet import MatchingNet
@@ -21,6 +22,7 @@ from tegu.learners.pretrained import Pretrained
 from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
+from tegu.learners.r2d2 import R2D2
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
 from tegu.learners.simpleshot import SimpleShot
@@ -38,6 +40,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Fomaml,
         IMaml,
         Joint,
+        LRD2,
         LaplacianShot,
         Maml,
         MamlPlusPlus,
@@ -47,6 +50,7 @@ LEARNERS: dict[str, type[Learner]] = {
         ProtoMaml,
         ProtoNet,
         PtMap,
+        R2D2,
         RelationNet,
         Reptile,
         SimpleShot,
@@ -56,6 +60,8 @@ LEARNERS: dict[str, type[Learner]] = {
 
 __all__ = [
     "LEARNERS",
+    "LRD2",
+    "R2D2",
     "Anil",
     "Baseline",
     "BaselinePlusPlus",
