@@ -88,3 +88,11 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_learner_is_in_the_list_of_learners_once() -> None:
+    text = (ROOT / "docs/learners.md").read_text()
+    listed = re.findall(r"^\| `([\w+-]+)` \|", text, re.M)
+    later = {"metaoptnet-svm", "metaoptnet-ridge", "dsn"}
+    assert sorted(set(listed) - later) == sorted(set(LEARNERS) - later)
+    assert len(listed) == len(set(listed))
