@@ -212,6 +212,34 @@ def test_conjugate_gradients_keep_their_bound(episodes: Episode) -> None:
     assert last < 1e-5 * whole
 
 
+def test_the_published_code_s_way(episodes: Episode) -> None:
+    """Steps on the support loss, one on the pull, a damped matrix; no pull after training."""
+    made = learner((4,), pull="last", damping=3.0, inner_steps=5, eval_steps=5, solver_steps=40)
+    theta, total = flat(made.init()), torch.zeros(13, dtype=torch.float64)
+    losses = []
+    for t in range(3):
+        (x, y, _), (query_x, query_y, _) = select(episodes, t)
+
+        def support_loss(w: Tensor, x: Tensor = x, y: Tensor = y) -> Tensor:
+            return (network(w, x) - y).square().mean()
+
+        w = theta
+        for _ in range(5):
+            w = w - 0.1 * torch.autograd.functional.jacobian(support_loss, w)
+        state = made.adapt(made.init(), select(episodes, t).support, KEYS[t])
+        torch.testing.assert_close(flat(state["weights"]), w, rtol=1e-10, atol=1e-12)
+        w = (w - 0.1 * STRENGTH * (w - theta)).requires_grad_()
+        loss = (network(w, query_x) - query_y).square().mean()
+        (slope,) = torch.autograd.grad(loss, w)
+        hessian = torch.autograd.functional.hessian(support_loss, w.detach())
+        matrix = torch.eye(13, dtype=torch.float64) + hessian / (STRENGTH + 3.0)
+        total += torch.linalg.solve(matrix, slope) / 3
+        losses.append(loss.detach())
+    found, mean = meta_gradient(made, episodes)
+    torch.testing.assert_close(found, total, rtol=0, atol=1e-10)
+    torch.testing.assert_close(mean, torch.stack(losses).mean(), rtol=1e-12, atol=0)
+
+
 def test_adam_finds_the_same_minimum(episodes: Episode) -> None:
     adam = learner((4,), inner_optimiser="adam", beta1=0.9, inner_lr=0.005, inner_steps=600)
     sgd = learner((4,), inner_steps=300)
@@ -279,6 +307,8 @@ def test_a_task_keeps_weights_alone(episodes: Episode) -> None:
     ("settings", "text"),
     [
         ({"solver": "gc"}, r"unknown solver 'gc'.*Did you mean 'cg'"),
+        ({"pull": "never"}, "unknown way to pull 'never'"),
+        ({"damping": -1.0}, r"damping is -1\.0; expected 0 or more"),
         ({"strength": 0.0}, r"strength is 0\.0; expected a number above 0"),
         ({"solver_steps": 0}, "solver_steps is 0; expected at least 1"),
     ],

@@ -149,6 +149,17 @@ def test_identities_are_maml_to_the_bit(make: object, largest: int, images: Epis
         torch.testing.assert_close(found[name], g, rtol=1e-12, atol=1e-15)
 
 
+def test_low_precision_is_for_passes_alone(toy_data: ClassDataset) -> None:
+    """Identities in bf16 would round every gradient; here they leave it as it is."""
+    episodes = FewShotTasks(toy_data, n_way=3, n_shot=2).episodes(torch.arange(3))
+    model = Mlp(6, 3, hidden=(5,))
+    states = [
+        Vectorised(made, precision="bf16").adapt(made.init(), episodes.support, KEYS)
+        for made in (MetaCurvature(model=model), Maml(model=model))
+    ]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
 def test_the_axes_of_kernels() -> None:
     """Tap 4 is the centre: scaled by ten, the centres of all kernels move ten times as far."""
     model = Conv4(2, size=8, width=3).double()

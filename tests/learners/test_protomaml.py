@@ -17,7 +17,7 @@ from tegu.episodes import Episode, select
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import ProtoMaml, ProtoNet
-from tegu.models import Conv4, Mlp
+from tegu.models import Conv4
 from tegu.sampling import FewShotTasks
 
 KEYS = keys.fold(keys.key(0), torch.arange(3))
@@ -43,6 +43,21 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.body(x))
+        return out
+
+
+class Method(nn.Module):
+    """A body that is a method, whose weights have no common name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.body(x))
         return out
 
 
@@ -170,7 +185,7 @@ def test_no_head_is_meta_learned(episodes: Episode) -> None:
 @pytest.mark.parametrize(
     ("model", "part"),
     [
-        (lambda: Mlp(6, 3, hidden=(5,)), "body"),
+        (Method, "body"),
         (lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 2)), "0.1"),
         (lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 5), nn.Tanh())), ""),
     ],
@@ -196,6 +211,22 @@ def test_features_come_from_any_part(model: object, part: str, episodes: Episode
     state = made.adapt(made.init(), select(episodes, 0).support, KEYS[0])
     torch.testing.assert_close(state["weights"]["prototypes/weight"], weight.detach())
     torch.testing.assert_close(state["weights"]["prototypes/bias"], bias.detach())
+
+
+def test_low_precision_is_for_the_body_alone(episodes: Episode) -> None:
+    """Before any step the head is the prototypes of bf16 features, themselves not rounded."""
+    made = ProtoMaml(model=Net(), n_way=3, eval_steps=0)
+    halves = [half._replace(x=half.x.float()) for half in episodes]
+    episodes, params = Episode(*halves), made.init()
+    support = select(episodes, 0).support
+    with torch.autocast("cpu", torch.bfloat16):
+        state = made.adapt(params, support, KEYS[0])
+        features = made.features(params, support.x)
+    assert features.dtype == torch.bfloat16
+    for k in range(3):
+        mean = features.float()[support.y == k].mean(0)
+        found = state["weights"]["prototypes/weight"][k]
+        torch.testing.assert_close(found, 2 * mean, rtol=1e-6, atol=1e-6)
 
 
 def test_any_number_of_classes() -> None:

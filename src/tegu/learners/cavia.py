@@ -34,6 +34,10 @@ class Cavia(Maml):
     vector, channels after those of an image (each constant over the image). Features
     that tasks share are those of a context of zeros.
 
+    Normalisation straight after a first convolution takes the mean of each channel off, and
+    with it all that a constant channel adds but at the borders: Conv4 hears next to nothing
+    of its context. Take a network without, Mlp say.
+
     Args:
         context: how many numbers adapt.
 
@@ -48,6 +52,10 @@ class Cavia(Maml):
     """
 
     name: ClassVar[str] = "cavia"
+    start: ClassVar[Mapping[str, Any]] = {**Maml.start, "model.name": "mlp"}
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
+    }
 
     context: int = 5
     inner_lr: float = 1.0

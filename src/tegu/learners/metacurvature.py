@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.learner import Learner, State
+from tegu.learners.learner import State
 from tegu.learners.maml import Maml
 from tegu.models.convolution import Conv
 
@@ -84,8 +84,6 @@ class MetaCurvature(Maml):
     def move(
         self, params: Params, state: State, grads: Params, index: Tensor
     ) -> tuple[Params, Params]:
-        if self.first_order:
-            grads = {name: g.detach() for name, g in grads.items()}
         changed = {name: self._changed(params, name, g) for name, g in grads.items()}
         return super().move(params, state, changed, index)
 
@@ -99,9 +97,3 @@ class MetaCurvature(Maml):
                 last = last * m if m.ndim == 1 else last @ m.T
                 out = last.movedim(-1, axis)
         return out.reshape(grad.shape)
-
-    # The first order is in `move`, so that matrices keep their gradient.
-    outer_loss = Learner.outer_loss
-
-    def chained(self) -> bool:
-        return True

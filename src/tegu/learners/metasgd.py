@@ -12,15 +12,16 @@ direction of a step as well as its size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from tegu import keys
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
-from tegu.learners.learner import Learner, State
+from tegu.learners.learner import State
 from tegu.learners.maml import Maml
 
 RATES = "rates/"
@@ -47,6 +48,9 @@ class MetaSgd(Maml):
     """
 
     name: ClassVar[str] = "meta-sgd"
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
+    }
 
     initial: str = "uniform"
     lowest_rate: float = 0.005
@@ -90,14 +94,6 @@ class MetaSgd(Maml):
     def move(
         self, params: Params, state: State, grads: Params, index: Tensor
     ) -> tuple[Params, Params]:
-        if self.first_order:
-            grads = {name: g.detach() for name, g in grads.items()}
         weights = state["weights"]
         new = {name: w - params[RATES + name] * grads[name] for name, w in weights.items()}
         return new, state["inner"]
-
-    # The first order is in `move`, so that rates keep their gradient.
-    outer_loss = Learner.outer_loss
-
-    def chained(self) -> bool:
-        return True

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import class_means, members
-from tegu.learners.learner import Learner, State
+from tegu.learners.head import class_means, exact, members
+from tegu.learners.learner import State
 from tegu.learners.maml import Maml
 
 WEIGHT, BIAS = "prototypes/weight", "prototypes/bias"
@@ -48,6 +48,8 @@ class ProtoMaml(Maml):
     """
 
     name: ClassVar[str] = "proto-maml"
+    headless: ClassVar[bool] = True
+    regresses: ClassVar[bool] = False
 
     n_way: int = 5
     inner_lr: float = 0.01
@@ -74,8 +76,9 @@ class ProtoMaml(Maml):
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         features = self.features(params, support.x, support.mask)
-        member = members(support, self.n_way, features)
-        means = class_means(features, member)
+        with exact(features) as features:
+            member = members(support, self.n_way, features)
+            means = class_means(features, member)
         # A class without examples has no share in any loss, and in the end the least score.
         absent = member.sum(0) == 0
         bias = (-means.square().sum(-1)).masked_fill(absent, torch.finfo(means.dtype).min)
@@ -89,18 +92,5 @@ class ProtoMaml(Maml):
         if WEIGHT not in params:
             return super().forward(params, x, mask, training=training)
         rest = {name: p for name, p in params.items() if name not in (WEIGHT, BIAS)}
-        features = self.features(rest, x, mask, training=training)
-        return features @ params[WEIGHT].T + params[BIAS]
-
-    def move(
-        self, params: Params, state: State, grads: Params, index: Tensor
-    ) -> tuple[Params, Params]:
-        if self.first_order:
-            grads = {name: g.detach() for name, g in grads.items()}
-        return super().move(params, state, grads, index)
-
-    # The first order is in `move`, so that prototypes keep their gradient.
-    outer_loss = Learner.outer_loss
-
-    def chained(self) -> bool:
-        return True
+        with exact(self.features(rest, x, mask, training=training)) as features:
+            return features @ params[WEIGHT].T + params[BIAS]
