@@ -274,6 +274,26 @@ ROWS = {
         renaming_permutes=True,
         queries_together=True,
     ),
+    "dsn": Row(
+        lambda model: LEARNERS["dsn"](model=model, n_way=N_WAY),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "dsn, discriminative": Row(
+        lambda model: LEARNERS["dsn"](model=model, n_way=N_WAY, discriminative=0.03),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "metaoptnet-svm": Row(
+        lambda model: LEARNERS["metaoptnet-svm"](model=model, n_way=N_WAY, iterations=15),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "metaoptnet-ridge": Row(
+        lambda model: LEARNERS["metaoptnet-ridge"](model=model, n_way=N_WAY, regulariser=0.5),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "r2d2": Row(
         lambda model: LEARNERS["r2d2"](model=model, n_way=N_WAY, regulariser=0.1),
         support_order_matters=False,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
@@ -118,6 +119,18 @@ def test_the_derivative_is_that_of_the_solution(width: int) -> None:
         ends = [(solved(xs[t], ys[t], 0.3 + e) * probe).sum() for e in (step, -step)]
         expected = (ends[0] - ends[1]) / (2 * step)
         torch.testing.assert_close(by_strength[t], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_derivative_can_be_traced() -> None:
+    """As the engine does before it compiles; a few iterations have every operation."""
+    xs, y = torch.stack([problem(seed, 12, 1.0)[0] for seed in range(2)]), problem(0, 12, 1.0)[1]
+    strength = torch.tensor(0.3, dtype=torch.float64)
+
+    def ours(x: Tensor) -> Tensor:
+        return logistic(x, y, strength, iterations=2).square().sum()
+
+    gradient = vmap(grad(ours))
+    torch.testing.assert_close(make_fx(gradient)(xs)(2 * xs), gradient(2 * xs))
 
 
 def slopes(loss: Callable[[Params], Tensor], params: Params, grads: Params) -> None:

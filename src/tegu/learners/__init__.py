@@ -5,6 +5,7 @@ from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
 from tegu.learners.cavia import Cavia
 from tegu.learners.feat import Feat
+from tegu.learners.dsn import DSN
 from tegu.learners.finetune import FineTune
 from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
@@ -20,6 +21,7 @@ from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metasgd import MetaSgd
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.protomaml import ProtoMaml
+from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
@@ -39,6 +41,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Feat,
         Fomaml,
         IMaml,
+        DSN,
         Joint,
         LRD2,
         LaplacianShot,
@@ -48,6 +51,8 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaCurvature,
         MetaSgd,
         ProtoMaml,
+        MetaOptNetRidge,
+        MetaOptNetSVM,
         ProtoNet,
         PtMap,
         R2D2,
@@ -59,6 +64,7 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 __all__ = [
+    "DSN",
     "LEARNERS",
     "LRD2",
     "R2D2",
@@ -82,6 +88,8 @@ __all__ = [
     "MetaSgd",
     "Pretrained",
     "ProtoMaml",
+    "MetaOptNetRidge",
+    "MetaOptNetSVM",
     "ProtoNet",
     "PtMap",
     "RelationNet",
