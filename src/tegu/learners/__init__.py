@@ -4,8 +4,8 @@ from tegu.learners.anil import Anil
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
 from tegu.learners.cavia import Cavia
-from tegu.learners.feat import Feat
 from tegu.learners.dsn import DSN
+from tegu.learners.feat import Feat
 from tegu.learners.finetune import FineTune
 from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
@@ -18,10 +18,10 @@ from tegu.learners.maml import Maml
 from tegu.learners.mamlpp import MamlPlusPlus
 from tegu.learners.matchingnet import MatchingNet
 from tegu.learners.metacurvature import MetaCurvature
+from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.metasgd import MetaSgd
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.protomaml import ProtoMaml
-from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
@@ -85,11 +85,11 @@ __all__ = [
     "MamlPlusPlus",
     "MatchingNet",
     "MetaCurvature",
+    "MetaOptNetRidge",
+    "MetaOptNetSVM",
     "MetaSgd",
     "Pretrained",
     "ProtoMaml",
-    "MetaOptNetRidge",
-    "MetaOptNetSVM",
     "ProtoNet",
     "PtMap",
     "RelationNet",
