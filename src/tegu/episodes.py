@@ -74,6 +74,12 @@ def select(episodes: Episode, index: int | slice | Tensor) -> Episode:
     return Episode(*(Examples(*(field[index] for field in half)) for half in episodes))
 
 
+def pooled(episode: Episode) -> Examples:
+    """Support and queries of one episode as one set."""
+    both = zip(episode.support, episode.query, strict=True)
+    return Examples(*(torch.cat(pair) for pair in both))
+
+
 def size(episodes: Episode) -> int:
     """Number of episodes T in a batch."""
     return len(episodes.support.mask)

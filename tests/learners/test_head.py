@@ -19,11 +19,11 @@ from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Interrupted, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, Examples, select
+from tegu.episodes import Episode, Examples, pooled, select
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import Head, ProtoNet
-from tegu.learners.head import class_means, members, pooled, squared_distances
+from tegu.learners.head import class_means, members, squared_distances
 from tegu.learners.learner import State
 from tegu.losses import cross_entropy
 from tegu.models import BatchNorm

@@ -115,9 +115,7 @@ class DSN(Head):
         if not self.discriminative:
             return super().outer_loss(params, episode, key)
         support, query = episode
-        x, mask = torch.cat([support.x, query.x]), torch.cat([support.mask, query.mask])
-        features = self.features(params, x, mask, training=True)
-        known, asked = features.split([len(support.mask), len(query.mask)])
+        known, asked = self.passed(params, episode)
         state = self._fitted(params, known, support)
         loss = self.loss(self._scored(params, state, asked, query.mask), query)
         return loss + self.discriminative * overlap(state["basis"], state["member"])

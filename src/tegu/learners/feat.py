@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Episode, Examples, pooled
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import Head, class_means, exact, members, pooled, squared_distances
+from tegu.learners.head import Head, class_means, exact, members, squared_distances
 from tegu.learners.learner import State
 
 LAYERS = ("query", "key", "value", "out")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tegu import keys
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Episode, Examples, pooled
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
@@ -124,12 +124,6 @@ def exact(features: Tensor) -> Iterator[Tensor]:
     """The features in at least 32 bits, and no lower precision for what is done with them."""
     with torch.autocast(features.device.type, enabled=False):
         yield features.to(torch.promote_types(features.dtype, torch.float32))
-
-
-def pooled(episode: Episode) -> Examples:
-    """Support and queries of an episode as one set."""
-    both = zip(episode.support, episode.query, strict=True)
-    return Examples(*(torch.cat(pair) for pair in both))
 
 
 def members(support: Examples, n_way: int, like: Tensor) -> Tensor:

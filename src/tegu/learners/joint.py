@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Episode, pooled
 from tegu.inner import Params
 from tegu.learners.finetune import FineTune
 
@@ -34,6 +33,5 @@ class Joint(FineTune):
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss of the shared weights themselves, unadapted, on the whole episode."""
-        both = zip(episode.support, episode.query, strict=True)
-        pooled = Examples(*(torch.cat(pair) for pair in both))
-        return self.loss(self.forward(params, pooled.x, pooled.mask), pooled)
+        both = pooled(episode)
+        return self.loss(self.forward(params, both.x, both.mask), both)

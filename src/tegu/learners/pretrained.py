@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from tegu.episodes import Episode
+from tegu.episodes import Episode, pooled
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import Head, pooled
+from tegu.learners.head import Head
 
 
 @dataclass(frozen=True, kw_only=True)
