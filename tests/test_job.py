@@ -20,7 +20,7 @@ from tegu.job import WORTH_COMPILING, Job
 from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, Mlp, ResNet12, WideResNet
-from tegu.recipes import Cell, parse
+from tegu.recipes import Cell, parse, starting
 from tegu.sampling import ClassBatches, FewShotTasks
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
@@ -450,3 +450,37 @@ def test_a_figure_may_have_ways_of_its_own_where_the_learner_has() -> None:
 def test_what_meta_learns_from_queries_says_so(name: str) -> None:
     with pytest.raises(InputError, match=f"n_query is 0 with the learner {name}"):
         job(learner__name=name).check()
+
+
+PAIRS = [
+    (name, data)
+    for name, cls in LEARNERS.items()
+    for data, fits in (("glyphs", cls.classifies), ("sinusoids", cls.regresses))
+    if fits
+]
+
+
+@pytest.mark.parametrize(("name", "data"), PAIRS)
+def test_every_learner_has_settings_to_start_from(name: str, data: str) -> None:
+    """For each kind of data that it takes, with other ways and statistics too."""
+    small = {"train.n_way": 6, "model.name": "mlp", "model.hidden": [4]}
+    for settings in (small, {**small, "learner.normalisation": "support"}):
+        one = Job(starting(name, data, settings))
+        one.check()
+        assert one.recipe.train.n_shot + one.recipe.train.n_query > 2 or one.learner.pretrains
+        wide = [one.judge(cell) for cell in one.recipe.evaluate.cells]
+        modes = {found.normalisation for found in wide}
+        assert modes == {"support"} or modes >= {one.learner.normalisation}
+    if LEARNERS[name].transductive:
+        assert {cell.n_query for cell in one.recipe.evaluate.cells} == {15}
+
+
+def test_a_figure_without_transduction_beside_one_with() -> None:
+    cells = starting("maml", "glyphs").evaluate.cells
+    assert [(c.n_shot, c.normalisation) for c in cells] == [
+        (1, "transductive"),
+        (5, "transductive"),
+        (1, "support"),
+        (5, "support"),
+    ]
+    assert {c.normalisation for c in starting("protonet", "glyphs").evaluate.cells} == {"running"}

@@ -22,8 +22,9 @@ where examples coincide.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -83,6 +84,8 @@ class DSN(Head):
     """
 
     name: ClassVar[str] = "dsn"
+    # One shot spans no subspace: trained so, it would be a prototypical network.
+    start: ClassVar[Mapping[str, Any]] = {**Head.start, "train.n_shot": 5}
 
     regulariser: float = 1e-3
     discriminative: float = 0.0

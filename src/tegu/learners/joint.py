@@ -6,8 +6,9 @@ zero function, and a network that learned it starts no nearer to any of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +28,14 @@ class Joint(FineTune):
 
     name: ClassVar[str] = "joint"
     classifies: ClassVar[bool] = False
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        "learner.inner_optimiser": "sgd",
+        "learner.inner_lr": 0.02,
+        "learner.eval_steps": 32,
+        "learner.eval_batch": 10,
+        "train.outer_lr": 0.001,
+        "train.n_shot": 100,
+    }
 
     def uses_queries(self) -> bool:
         return False  # it pools what there is

@@ -13,8 +13,9 @@ as constants in the first part of meta-training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,11 @@ class MamlPlusPlus(Maml):
     """
 
     name: ClassVar[str] = "maml++"
+    start: ClassVar[Mapping[str, Any]] = {**Maml.start, "train.outer_schedule": "cosine"}
+    start_numbers: ClassVar[Mapping[str, Any]] = {
+        **Maml.start_numbers,
+        "train.outer_schedule": "cosine",
+    }
 
     inner_lr: float = 0.1
     inner_steps: int = 5

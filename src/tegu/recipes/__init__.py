@@ -231,12 +231,20 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     for key, value in settings.items():
         section, _, name = key.partition(".")
         raw[section][name] = value
-    mode = raw["learner"].get("normalisation", "support")
-    cells = [{"n_shot": 10, "n_query": 50}]
+    changed = overrides or {}
+    mode = changed.get("learner.normalisation", raw["learner"].get("normalisation", "support"))
+    cells: list[dict[str, Any]] = [{"n_shot": 10, "n_query": 50}]
     if not numbers:
-        cells = [{"n_way": 5, "n_shot": k, "n_query": 1, "normalisation": mode} for k in (1, 5)]
+        own = any(f.name == "n_way" for f in fields(cls))  # else its network has as many outputs
+        n_way, n_query = 5 if own else 0, 15 if cls.transductive else 1
+        modes = (mode, "support") if mode == "transductive" else (mode,)
+        cells = [
+            {"n_way": n_way, "n_shot": n_shot, "n_query": n_query, "normalisation": one}
+            for one in modes
+            for n_shot in (1, 5)
+        ]
     raw["evaluate"] = {"cells": cells}
-    return parse(raw, overrides or {})
+    return parse(raw, changed)
 
 
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
