@@ -96,6 +96,14 @@ def test_another_name_drops_the_settings_of_the_first() -> None:
     assert load("reptile-glyphs").learner["eval_steps"] == 20
 
 
+def test_the_order_of_overrides_does_not_matter() -> None:
+    """A setting given before the name that it belongs to is kept."""
+    settings = {"learner.eval_steps": "3", "learner.name": "maml", "model.hidden": [9]}
+    found = load("reptile-glyphs", {**settings, "model.name": "mlp"})
+    assert (found.learner["name"], found.learner["eval_steps"]) == ("maml", 3)
+    assert (found.model.name, found.model.hidden) == ("mlp", (9,))
+
+
 def test_overrides_change_no_argument() -> None:
     raw = {"name": "one", "train": {"seed": 1}, "learner": {"name": "reptile"}}
     before = json.dumps(raw)

@@ -250,7 +250,9 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe from plain data, as TOML or JSON hold it."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    for key, value in (overrides or {}).items():
+    # Names first: another name drops the settings of the one before, whatever the order.
+    ordered = sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name"))
+    for key, value in ordered:
         section, _, name = key.partition(".")
         if section not in (*SECTIONS, "learner"):
             raise unknown("section", section, [*SECTIONS, "learner"])
