@@ -452,6 +452,13 @@ def test_what_meta_learns_from_queries_says_so(name: str) -> None:
         job(learner__name=name).check()
 
 
+def test_a_figure_by_mini_batches_from_a_learner_without_any() -> None:
+    cells = ({"eval_batch": 3},)
+    job(evaluate__cells=cells).check()
+    with pytest.raises(InputError, match="a figure with eval_batch 3 from protonet"):
+        job(learner__name="protonet", train__n_query=1, evaluate__cells=cells).check()
+
+
 PAIRS = [
     (name, data)
     for name, cls in LEARNERS.items()

@@ -233,6 +233,12 @@ class Job:
                 f"Set train.n_way={n_way}, or take a learner by metric, protonet say.",
             )
         if cell.eval_batch:
+            if "eval_batch" not in {f.name for f in fields(other)}:
+                raise InputError(
+                    f"a figure with eval_batch {cell.eval_batch} from {chosen.name}",
+                    "a learner that learns tasks by mini-batches",
+                    "Leave eval_batch out.",
+                )
             other = replace(other, eval_batch=cell.eval_batch)
         if other.tracks and cell.normalisation == "running" != other.normalisation:
             raise InputError(
