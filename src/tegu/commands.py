@@ -119,8 +119,8 @@ def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
 
 def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Scores what a run has meta-learned so far."""
-    recipe, done = _recipe_of(arguments.run), overrides
-    for key in done:
+    recipe = _recipe_of(arguments.run)
+    for key in overrides:
         if key.split(".")[0] not in ("evaluate", "engine"):
             raise InputError(
                 f"{key} in an evaluation",
@@ -130,7 +130,8 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
     job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
     checkpoint = _checkpoint_of(arguments.run, recipe)
     params = fitting(checkpoint.params, job.learner, where=arguments.run / CHECKPOINT)
-    params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
+    device = "cpu" if job.regression else job.recipe.engine.device  # waves are drawn there
+    params = {k: v.to(device) for k, v in params.items()}
     cells = _score(job, params)
     document = report.result_document(
         name=job.recipe.name,
@@ -431,7 +432,9 @@ def _one_episode(job: Job, cell: Cell) -> tuple[Tasks, Any, torch.Tensor]:
         n_query=cell.n_query,
         seed=job.recipe.evaluate.seed,
     )
-    return tasks, tasks.episodes(torch.arange(3)), keys.fold(keys.key(0), torch.arange(3))
+    batch = tasks.episodes(torch.arange(3))
+    at = keys.fold(keys.key(0), torch.arange(3)).to(batch.support.x.device)
+    return tasks, batch, at
 
 
 def _picture_episode(job: Job, cell: Cell, params: Params, path: Path) -> None:
