@@ -95,12 +95,12 @@ def test_finished_entries_are_not_run_again(here: list[str], tmp_path: Path) -> 
     def progress(done: int, total: int, _note: str) -> None:
         told.append((done, total))
 
-    document = run(["protonet", "reptile"], ["glyphs"], SHORT, tmp_path, progress=progress)
+    document = run(["protonet", "maml"], ["glyphs"], SHORT, tmp_path, progress=progress)
     check(json.loads(json.dumps(document)))
-    assert here == ["protonet", "reptile"]
+    assert here == ["protonet", "maml"]
     assert told == [(1, 2), (2, 2)]
-    again = run(["protonet", "reptile"], ["glyphs"], SHORT, tmp_path)
-    assert here == ["protonet", "reptile"]
+    again = run(["protonet", "maml"], ["glyphs"], SHORT, tmp_path)
+    assert here == ["protonet", "maml"]
     assert again["cells"] == document["cells"]
     run(["protonet"], ["glyphs"], replace(SHORT, episodes=3), tmp_path)
     assert here[2:] == ["protonet"]

@@ -80,7 +80,7 @@ def descended(params: Params, episodes: Episode, steps: int) -> Tensor:
     return torch.stack(losses).mean().detach()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_the_meta_gradient_is_that_of_finite_differences(steps: int, episodes: Episode) -> None:
     learner, h = learner_of(inner_steps=steps), 1e-5
     params = learner.init()
