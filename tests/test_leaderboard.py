@@ -59,6 +59,15 @@ def test_every_contender_has_settings_that_fit_each_board() -> None:
             one.judge(cell)
 
 
+def test_ways_of_training_are_no_fewer_than_those_of_the_board() -> None:
+    """More where a learner asks for them, as protonet does; a network has as many outputs."""
+    ways = {n: job(n, "glyphs", SHORT).recipe.train.n_way for n in ("protonet", "maml")}
+    assert ways == {"protonet": 6, "maml": 4}
+    leaderboard.BOARDS["glyphs"] = Board(8, (1,), {"model.name": "conv4", "model.width": 4})
+    for name in ("protonet", "proto-maml", "maml"):
+        assert job(name, "glyphs", SHORT).recipe.train.n_way == 8
+
+
 def test_figures_with_and_without_transduction_unless_statistics_are_learned() -> None:
     modes = {
         name: [c.normalisation for c in job(name, "glyphs", SHORT).recipe.evaluate.cells]

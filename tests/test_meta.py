@@ -155,6 +155,19 @@ def test_features_are_the_model_s_body(learned: tegu.MetaLearned) -> None:
     torch.testing.assert_close(learned.features(x), body.relu())
 
 
+def test_running_statistics_are_those_of_meta_training(toy_images: tegu.ClassDataset) -> None:
+    """A task is learnt and answered, and features are made, with what was tracked."""
+    model = tegu.models.Conv4(0, size=8, width=4)
+    protonet = tegu.learners.ProtoNet(model=model, n_way=3, normalisation="running")
+    tasks = tegu.FewShotTasks(toy_images, 3, 2, 2)
+    found = tegu.meta_train(protonet, tasks, meta_iterations=2, outer_lr=0.001)
+    x = toy_images.examples[[0, 9, 14]]
+    features = found.features(x)
+    torch.testing.assert_close(found.features(x[:1]), features[:1])
+    apart = torch.cdist(features, features).square()
+    torch.testing.assert_close(found.adapt(x, ["a", "b", "c"]).outputs(x), -apart)
+
+
 def test_a_run_with_augmentation_is_another(toy_images: tegu.ClassDataset, tmp_path: Path) -> None:
     """A run is not gone on with under other images."""
     learner = tegu.Reptile(model=tegu.models.Mlp(64, 3, hidden=(4,)), inner_steps=1)

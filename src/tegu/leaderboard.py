@@ -99,7 +99,7 @@ def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -
     }
     recipe = recipes.starting(learner, data, settings)
     own = "n_way" in LEARNERS[learner].__dataclass_fields__
-    n_way = recipe.train.n_way if own else board.n_way
+    n_way = max(recipe.train.n_way, board.n_way) if own else board.n_way
     mode = recipe.learner["normalisation"]
     modes = ("running",) if mode == "running" else ("support", "transductive")
     cells = tuple(

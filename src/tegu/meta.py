@@ -81,7 +81,7 @@ class MetaLearned:
         learner = self.learner.for_ways(len(labels)) if labels else self.learner
         with torch.no_grad():
             try:
-                width = learner.forward(_weights(self.params), inputs[:1]).shape[-1]
+                width = learner.forward(self.params, inputs[:1]).shape[-1]
             except (RuntimeError, ValueError) as failure:
                 raise _misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
@@ -104,7 +104,7 @@ class MetaLearned:
         inputs = _inputs(x, "x").to(next(iter(self.params.values())))
         with torch.no_grad():
             try:
-                return self.learner.features(_weights(self.params), inputs)
+                return self.learner.features(self.params, inputs)
             except RuntimeError as failure:
                 raise _misfit(inputs, failure) from failure
 
@@ -240,10 +240,6 @@ def _describe(tasks: Tasks) -> dict[str, Any]:
     facts: dict[str, Any] = {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
     # Two functions cannot be compared over two processes, but one and none can.
     return {**facts, "augment": True} if getattr(tasks, "augment", None) else facts
-
-
-def _weights(params: Params) -> Params:
-    return {k: v for k, v in params.items() if "/" not in k}
 
 
 def _inputs(x: Any, name: str) -> Tensor:

@@ -449,3 +449,17 @@ def test_a_run_by_time_ends_in_time_and_falls_to_the_last_step_size(
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.95
     assert rates[-1] < 0.1
+
+
+def test_a_run_by_time_that_has_ended_stays_as_it_is(
+    tasks: FewShotTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(10_000))
+    monkeypatch.setattr("tegu.engine.train.time.monotonic", lambda: next(now) / 10)
+    settings = Settings(1000, 2, seconds=6.0)
+    params, last = meta_train(engine(), tasks, settings, run=Run(tmp_path, RECIPE))
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    again, report = meta_train(engine(), tasks, settings, run=Run(tmp_path, RECIPE), resume=True)
+    same(again, params)
+    assert report.iteration == last.iteration < 60
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before

@@ -17,7 +17,7 @@ from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import Joint, Learner, Maml, ProtoNet, Reptile
+from tegu.learners import Anil, Joint, Learner, Maml, ProtoNet, Reptile
 from tegu.models import Conv4, Mlp
 from tegu.sampling import FewShotTasks
 
@@ -328,6 +328,21 @@ def test_checkpointed_mini_batches_have_the_same_gradient(images: Episode) -> No
         for c in (True, False)
     )
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_checkpointed_steps_are_as_precise_as_others(images: Episode) -> None:
+    """The features that ANIL begins with are in bf16 either way."""
+    model = Mlp(64, 3, hidden=(8,), activation="tanh").float()
+    learner = Anil(model=model, inner_lr=0.2, inner_steps=2)
+    found, expected = (
+        Vectorised(learner, checkpoint=c, precision="bf16").outer_gradient(
+            learner.init(),
+            Episode(*(half._replace(x=half.x.float()) for half in images)),
+            KEYS,
+        )
+        for c in (True, False)
+    )
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("cls", [Joint, ProtoNet, Reptile])

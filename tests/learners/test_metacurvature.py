@@ -202,3 +202,11 @@ def test_torch_s_own_kernels_and_scalars() -> None:
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(InputError, match="largest is -1; expected 0 or more"):
         learner(largest=-1)
+
+
+def test_a_carried_momentum_has_no_curvature() -> None:
+    made = learner(momentum=0.5, carry=True)
+    params = made.init()
+    assert "inner/m/head.weight" in params
+    own = {name.split("/")[1] for name in params if name.startswith("curvature/")}
+    assert own == {name for name, _ in made.model.named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tegu.models.norm import BatchNorm, _mask, converted, statistics
+from tegu.models.norm import BatchNorm, _named, converted, statistics
 
 
 def draw(*shape: int) -> Tensor:
@@ -108,7 +109,7 @@ def test_blocks_nest_and_end_with_an_error_too() -> None:
             layer(x[:, :2])
         torch.testing.assert_close(layer(x), first, rtol=0, atol=0)
     torch.testing.assert_close(layer(x), plain, rtol=0, atol=0)
-    assert _mask == [None]
+    assert _named.mask == [None]
     torchs = nn.BatchNorm1d(3).double().eval()
     torch.testing.assert_close(torchs(x), x / (1 + 1e-5) ** 0.5)
 
@@ -146,3 +147,13 @@ def test_a_mean_far_from_zero_costs_no_digits() -> None:
     layer, x = BatchNorm(3), draw(50, 3).float()
     with torch.no_grad():
         torch.testing.assert_close(layer(x + 1000), layer(x), rtol=0, atol=1e-3)
+
+
+def test_what_one_thread_says_another_does_not_hear() -> None:
+    layer, x = BatchNorm(3).double(), draw(7, 3)
+    expected, found = layer(x), []
+    with statistics("running", torch.zeros(7, dtype=torch.bool), foreign=False):
+        thread = threading.Thread(target=lambda: found.append(layer(x)))
+        thread.start()
+        thread.join()
+    torch.testing.assert_close(found[0], expected)

@@ -280,6 +280,8 @@ def meta_train(
         outer = {k: v.to(some.device) for k, v in saved.outer.items()}
         first, seconds = saved.iteration, float(saved.notes.get("seconds", 0.0))
     report = Progress(first, settings.meta_iterations, float("nan"), seconds)
+    if settings.done(first, seconds) >= 1:
+        return params, report  # resumed at its end, which may be one of time
     started, kept = time.monotonic() - seconds, time.monotonic()
     losses: list[Tensor] = []
 

@@ -357,7 +357,8 @@ class Vectorised:
 
         def begin(params: Params) -> State:
             def one(support: Examples, key: Tensor) -> State:
-                return learner.begin(params, support, key, training=True)
+                with _precision(self.precision, key.device):
+                    return learner.begin(params, support, key, training=True)
 
             made: State = map_tensors(Tensor.contiguous, vmap(one)(support, keys))
             return made

@@ -35,24 +35,33 @@ State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
 TRACKED = "statistics/"  # running statistics among what is meta-learned
 SCHEDULED = "schedule/"  # values that follow the course of meta-training, beside what is learned
-_recordings: list[Params] = []
+
+
+class _Recordings(threading.local):
+    """The recordings under way, of each thread its own."""
+
+    def __init__(self) -> None:
+        self.open: list[Params] = []
+
+
+_recordings = _Recordings()
 
 
 @contextmanager
 def recording() -> Iterator[Params]:
     """Collects the batch statistics of passes with `training=True`, by their names in `params`."""
     seen: Params = {}
-    _recordings.append(seen)
+    _recordings.open.append(seen)
     try:
         yield seen
     finally:
-        _recordings.remove(seen)
+        _recordings.open.pop()
 
 
 def record(seen: Params) -> None:
     """Tells a recording of statistics by their names in `params`; nothing without one."""
-    if _recordings:
-        _recordings[-1].update({name: value.detach() for name, value in seen.items()})
+    if _recordings.open:
+        _recordings.open[-1].update({name: value.detach() for name, value in seen.items()})
 
 
 def untracked(name: str) -> InputError:

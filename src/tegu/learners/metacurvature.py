@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tegu.errors import InputError
 from tegu.inner import Params
+from tegu.learners.finetune import split
 from tegu.learners.learner import State
 from tegu.learners.maml import Maml
 from tegu.models.convolution import Conv
@@ -58,7 +59,7 @@ class MetaCurvature(Maml):
         """Initial weights, and under "curvature/NAME/AXIS" an identity (n, n), or ones (n,)."""
         weights = super().init()
         start = dict(weights)
-        for name, weight in weights.items():
+        for name, weight in split(weights)[0].items():
             for axis, n in enumerate(self.axes(name, weight)):
                 one = weight.new_ones(n)
                 start[f"{CURVATURE}{name}/{axis}"] = one if n > self.largest else one.diag()

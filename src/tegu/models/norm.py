@@ -16,6 +16,7 @@ running mean.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,9 +27,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-_mask: list[Tensor | None] = [None]
-_source: list[str] = ["batch"]
-_seen: list[dict[int, tuple[Tensor, Tensor]] | None] = [None]  # by the id of a mean buffer
+Seen = dict[int, tuple[Tensor, Tensor]]  # mean and variance, by the id of a buffer of means
+
+
+class _Named(threading.local):
+    """What `statistics` says, innermost last; each thread its own."""
+
+    def __init__(self) -> None:
+        self.mask: list[Tensor | None] = [None]
+        self.source: list[str] = ["batch"]
+        self.seen: list[Seen | None] = [None]
+
+
+_named = _Named()
 
 
 class BatchNorm(nn.Module):
@@ -52,10 +63,10 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape (B, ..., C) to the same shape."""
         x = x.to(self.weight.dtype)
-        if _source[-1] == "running":
+        if _named.source[-1] == "running":
             mean, var = self.running_mean, self.running_var
         else:
-            mean, var = _moments(x, _mask[-1], channel=-1)
+            mean, var = _moments(x, _named.mask[-1], channel=-1)
             _tell(self.running_mean, mean, var)
         return _affine(x, mean, var, self.weight, self.bias, self.eps)
 
@@ -76,7 +87,7 @@ def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, T
 
 
 def _tell(buffer: Tensor | None, mean: Tensor, var: Tensor) -> None:
-    seen = _seen[-1]
+    seen = _named.seen[-1]
     if seen is not None and buffer is not None:
         seen[id(buffer)] = mean.detach().reshape(-1), var.detach().reshape(-1)
 
@@ -121,7 +132,7 @@ class _Foreign(TorchFunctionMode):
         if self.source == "running" and given.get("mean") is not None:
             mean, var = given["mean"].reshape(shape), given["var"].reshape(shape)
         else:
-            mean, var = _moments(x, _mask[-1], channel=1)
+            mean, var = _moments(x, _named.mask[-1], channel=1)
             _tell(given.get("mean"), mean, var)
         weight, bias = (
             None if given.get(name) is None else given[name].reshape(shape)
@@ -146,7 +157,7 @@ def statistics(
     mask: Tensor | None = None,
     *,
     foreign: bool,
-    seen: dict[int, tuple[Tensor, Tensor]] | None = None,
+    seen: Seen | None = None,
 ) -> Iterator[None]:
     """Where batch normalisation takes its mean and variance from, inside the block.
 
@@ -158,9 +169,9 @@ def statistics(
         seen: takes the mean and variance, (C,) each, of every layer that used the
             batch's, under the id of the layer's buffer of running means.
     """
-    _mask.append(mask)
-    _source.append(source)
-    _seen.append(seen)
+    _named.mask.append(mask)
+    _named.source.append(source)
+    _named.seen.append(seen)
     try:
         if foreign:
             with _Foreign(source):
@@ -168,6 +179,6 @@ def statistics(
         else:
             yield
     finally:
-        _mask.pop()
-        _source.pop()
-        _seen.pop()
+        _named.mask.pop()
+        _named.source.pop()
+        _named.seen.pop()
