@@ -34,8 +34,8 @@ def test_each_recipe_builds(name: str, few_glyphs: None, monkeypatch: pytest.Mon
         return ClassDataset("omniglot", split, torch.zeros(1200, 1, 28, 28), counts, names)
 
     def photos(split: str, **_: object) -> ClassDataset:
-        counts, names = torch.tensor([30] * 30), tuple(map(str, range(30)))
-        return ClassDataset("cifar-fs", split, torch.zeros(900, 3, 32, 32), counts, names)
+        counts, names = torch.tensor([30] * 20), tuple(map(str, range(20)))
+        return ClassDataset("cifar-fs", split, torch.zeros(600, 3, 32, 32), counts, names)
 
     monkeypatch.setattr("tegu.job.load_omniglot", characters)
     monkeypatch.setattr("tegu.job.load_cifar_fs", photos)

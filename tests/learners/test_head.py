@@ -399,3 +399,11 @@ def test_weights_are_drawn_from_seed_and_name(smooth: nn.Module) -> None:
     assert 0.19 < float(one.max()) <= 0.2
     assert -0.2 <= float(one.min()) < -0.19
     assert abs(float(one.mean())) < 5 * 0.2 / 3**0.5 / 1000**0.5
+
+
+def test_a_layer_in_the_middle_is_reached_through_those_before_it() -> None:
+    """Of a Sequential, whose children are called 0, 1, 2: layer 1 sees what layer 0 gives."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    learner = ProtoNet(model=model, body="1")
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
+    torch.testing.assert_close(learner.features(learner.init(), x), model[1](model[0](x)))

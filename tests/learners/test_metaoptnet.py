@@ -189,6 +189,22 @@ def test_25_iterations_arrive(width: int, spread: float) -> None:
     assert error.max() < 1e-7
 
 
+def test_the_gap_smooths() -> None:
+    """The weights move by less, the smaller it is, and the derivative is that of what is found."""
+    x, y = problem(1, 12)
+
+    def found(x: Tensor, gap: float) -> Tensor:
+        return machine(x, y, ALL, cost=0.1, iterations=25, gap=gap)[0]
+
+    off = [(found(x, gap) - found(x, 1e-13)).norm() for gap in (1e-2, 1e-4, 1e-6)]
+    assert off[0] > 10 * off[1] > 100 * off[2] > 0
+    generator = torch.Generator().manual_seed(0)
+    way = torch.randn(9, 12, generator=generator).double()
+    slope = (grad(lambda x: found(x, 1e-2).square().sum())(x) * way).sum()
+    ends = [found(x + step * way, 1e-2).square().sum() for step in (1e-6, -1e-6)]
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
 def test_padding_has_no_weight() -> None:
     x, y = problem(1, 12)
     mask = (torch.arange(9) < 7).double()[:, None]
@@ -231,6 +247,7 @@ def test_single_precision_solves_as_well(cls: type[Head], episodes: Episode) -> 
     [
         (MetaOptNetSVM, {"cost": 0.0}, r"cost is 0.0; expected a number above 0"),
         (MetaOptNetSVM, {"scale": -1.0}, r"scale is -1.0; expected a number above 0"),
+        (MetaOptNetSVM, {"gap": 0.0}, r"gap is 0.0; expected a number above 0"),
         (MetaOptNetSVM, {"iterations": 0}, r"iterations is 0; expected at least 1"),
         (MetaOptNetRidge, {"regulariser": 0.0}, r"regulariser is 0.0; expected a number above 0"),
         (MetaOptNetRidge, {"scale": 0.0}, r"scale is 0.0; expected a number above 0"),

@@ -32,7 +32,7 @@ from torch import Tensor
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import Head, class_means, members, squared_distances
+from tegu.learners.head import Head, class_means, exact, members, squared_distances
 from tegu.learners.learner import State
 from tegu.learners.r2d2 import positive
 
@@ -115,16 +115,16 @@ class DSN(Head):
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss on the queries, and the overlap of the subspaces."""
-        if not self.discriminative:
-            return super().outer_loss(params, episode, key)
-        support, query = episode
         known, asked = self.passed(params, episode)
-        state = self._fitted(params, known, support)
-        loss = self.loss(self._scored(params, state, asked, query.mask), query)
-        return loss + self.discriminative * overlap(state["basis"], state["member"])
+        loss = self.loss(self.answered(params, episode, known, asked), episode.query)
+        if not self.discriminative:
+            return loss
+        with exact(known) as features:
+            member = members(episode.support, self.n_way, features)
+            between = overlap(bases(features, member, self.regulariser), member)
+        return loss + self.discriminative * between
 
 
 def overlap(basis: Tensor, member: Tensor) -> Tensor:
     """Sum of |P_c' P_e|^2 over ordered pairs of different classes."""
-    with torch.autocast(basis.device.type, enabled=False):
-        return ((basis @ basis.T).square() * (1 - member @ member.T)).sum()
+    return ((basis @ basis.T).square() * (1 - member @ member.T)).sum()

@@ -328,7 +328,8 @@ def _member(model: nn.Module, name: str) -> Any:
 class _Part(nn.Module):
     """A model cut off behind one of its parts, a method or a module of any depth.
 
-    A module deep inside is reached by running the model until that module answers.
+    `body` is the front part by its name, and called alone. Any other module is reached
+    by running the model until that module answers.
     """
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -337,7 +338,7 @@ class _Part(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         part = _member(self.model, self.name)
-        if hasattr(self.model, self.name):
+        if self.name == "body" or not isinstance(part, nn.Module):
             out: Tensor = part(x)
             return out
 

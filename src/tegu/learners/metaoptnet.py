@@ -32,8 +32,9 @@ class MetaOptNetSVM(Head):
     Args:
         cost: C, what an example costs for each unit that it lacks of its margin.
         scale: of the scores at first.
-        iterations: of the interior-point method. After 25 the weights are right
-            to seven digits for squared feature norms up to 100,000 / C.
+        iterations: of the interior-point method; 25 arrive for squared feature
+            norms up to 100,000 / C.
+        gap: how near to its bounds the solver goes, see `tegu.learners.svm.machine`.
 
     Reference:
         arXiv:1904.03758 and its published code, whose C and first scale these
@@ -48,11 +49,13 @@ class MetaOptNetSVM(Head):
     cost: float = 0.1
     scale: float = 1.0
     iterations: int = 25
+    gap: float = 1e-12
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("cost", self.cost)
         positive("scale", self.scale)
+        positive("gap", self.gap)
         if self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}", "at least 1", "Raise iterations.")
 
@@ -63,7 +66,9 @@ class MetaOptNetSVM(Head):
         x = features.double() * support.mask[:, None]
         y = members(support, self.n_way, x)
         present = (y.sum(0) > 0).to(x.dtype)
-        weights, _ = machine(x, y, present, cost=self.cost, iterations=self.iterations)
+        weights, _ = machine(
+            x, y, present, cost=self.cost, iterations=self.iterations, gap=self.gap
+        )
         return {"weights": weights.to(features.dtype)}
 
     def score(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class R2D2(Head):
     Three numbers are meta-learned with the features: the logarithm of lambda
     ("ridge/log_lambda"), so that lambda stays above 0, and "ridge/scale" and
     "ridge/offset" of the scores. An offset common to all classes cancels in a
-    softmax; it matters to other losses.
+    softmax, where rounding alone moves it; it matters to other losses.
 
     Args:
         regulariser: lambda at first.

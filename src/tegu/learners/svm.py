@@ -22,7 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-GAP = 1e-12  # multiplier times slack at the end, in units of C
 PROXIMAL = 1e-8  # added to K in Newton systems, in units of its mean diagonal
 REACH = 0.995  # share of the way to the nearest bound that a step may go
 
@@ -128,11 +127,11 @@ def start(problem: Problem) -> Point:
     return Point(slack, (top - slope) * live, -top)
 
 
-def solve(problem: Problem, *, iterations: int) -> Point:
-    """The solution up to `GAP`, by Mehrotra's predictor and corrector."""
+def solve(problem: Problem, *, iterations: int, gap: float) -> Point:
+    """The point where multiplier times slack is gap C, by Mehrotra's predictor and corrector."""
     at, live = start(problem), problem.live
     count = live.sum().clamp(min=1)
-    least = GAP * problem.cost
+    least = gap * problem.cost
 
     def reach(at: Point, alpha: Tensor, multiplier: Tensor) -> Tensor:
         """How far a step may go until a slack or a multiplier is 0; at most 1."""
@@ -147,7 +146,8 @@ def solve(problem: Problem, *, iterations: int) -> Point:
         far = reach(at, alpha, multiplier)
         ahead = (at.slack - far * alpha) * (at.multiplier + far * multiplier) * live
         aim = torch.maximum(mean * (ahead.sum() / count / mean) ** 3, mean.new_tensor(least))
-        excess = (product - alpha * multiplier - aim) * live
+        # The second order of the step ahead, or of the share of it that is still to go.
+        excess = (product - (1 - aim / mean) ** 2 * alpha * multiplier - aim) * live
         alpha, multiplier, free = newton.step(problem, at, residuals, excess)
         far = REACH * reach(at, alpha, multiplier)
         at = Point(
@@ -184,7 +184,7 @@ def whole_step(problem: Problem, at: Point, slope: Tensor) -> Tensor:
 
 
 def machine(
-    x: Tensor, y: Tensor, present: Tensor, *, cost: float, iterations: int
+    x: Tensor, y: Tensor, present: Tensor, *, cost: float, iterations: int, gap: float = 1e-12
 ) -> tuple[Tensor, Tensor]:
     """The support vector machine of a support set; differentiable in x.
 
@@ -194,6 +194,10 @@ def machine(
         present: shape (N,), 1 where a class has examples; others do not compete.
         cost: C.
         iterations: of the solver.
+        gap: multiplier times slack at the end, in units of C. With 1e-12 and C = 0.1
+            the weights are right to five digits for squared norms of x from 0.01
+            to 10,000, to four up to a million. Where alpha is not unique, because
+            there are more examples than dimensions, say, less brings more noise.
 
     Returns:
         Weights (D, N) and alpha (S, N).
@@ -201,7 +205,7 @@ def machine(
     live = y.sum(-1, keepdim=True) * present
     problem = Problem(x @ x.T, y, live, cost)
     fixed = problem._replace(kernel=problem.kernel.detach())
-    at = solve(fixed, iterations=iterations)
+    at = solve(fixed, iterations=iterations, gap=gap)
     # 0 but for its derivative by x, which no other optimality condition has.
     alpha = fixed.alpha(at) + whole_step(fixed, at, problem.residuals(at)[0])
     return x.T @ alpha, alpha
