@@ -250,3 +250,18 @@ def test_a_loss_of_ones_own(toy_data: tegu.ClassDataset) -> None:
     tasks = tegu.FewShotTasks(toy_data, 3, 2, 0)
     found = tegu.meta_train(learner(loss=cold), tasks, meta_iterations=2)
     assert found.adapt(toy_data.examples[[0, 9]], "ab").labels == ("a", "b")
+
+
+@pytest.mark.parametrize(("make", "usual"), [(tegu.Reptile, 1.0), (tegu.learners.Maml, 0.001)])
+def test_the_outer_step_is_the_learner_s_usual_one(
+    make: Any, usual: float, toy_data: tegu.ClassDataset
+) -> None:
+    learner = make(model=tegu.models.Mlp(6, 3, hidden=(4,)), inner_steps=1)
+    tasks = tegu.FewShotTasks(toy_data, n_way=3, n_shot=2, n_query=1)
+    usually, named = (
+        tegu.meta_train(learner, tasks, meta_iterations=2, meta_batch=2, outer_lr=rate).params
+        for rate in (None, usual)
+    )
+    torch.testing.assert_close(usually, named, rtol=0, atol=0)
+    other = tegu.meta_train(learner, tasks, meta_iterations=2, meta_batch=2, outer_lr=usual / 3)
+    assert not torch.equal(other.params["head.weight"], named["head.weight"])

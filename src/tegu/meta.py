@@ -163,7 +163,7 @@ def meta_train(
     *,
     meta_iterations: int,
     meta_batch: int = 5,
-    outer_lr: float = 1.0,
+    outer_lr: float | None = None,
     outer_lr_final: float = 0.0,
     outer_schedule: str = "linear",
     seed: int = 0,
@@ -181,7 +181,8 @@ def meta_train(
         tasks: training episodes, `tegu.FewShotTasks` or `tegu.Sinusoids`, say.
         meta_iterations: outer updates.
         meta_batch: episodes per outer update.
-        outer_lr: step size of the first outer update.
+        outer_lr: step size of the first outer update; None for the learner's usual one, 1
+            for Reptile and 0.001 where the outer update is Adam's.
         outer_lr_final: step size that it falls to.
         outer_schedule: "linear" or "cosine", the way there.
         seed: of the learner's random numbers.
@@ -202,6 +203,8 @@ def meta_train(
         >>> learned.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
         torch.Size([1, 1])
     """
+    if outer_lr is None:
+        outer_lr = float(learner.start["train.outer_lr"])
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,6 +108,29 @@ class ClassDataset:
     def n_classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    def where(self, keep: Callable[[str], bool]) -> ClassDataset:
+        """The classes whose names `keep` says yes to, in the same order.
+
+        Raises:
+            InputError: it says yes to none.
+        """
+        chosen = [i for i, name in enumerate(self.class_names) if keep(name)]
+        if not chosen:
+            raise InputError(
+                f"none of the {self.n_classes} classes of {self.name} {self.split}",
+                "at least one",
+                f"Names look like '{self.class_names[0]}'.",
+            )
+        at = torch.tensor(chosen, device=self.counts.device)
+        parts = self.examples.split(self.counts.tolist())
+        return replace(
+            self,
+            examples=torch.cat([parts[i] for i in chosen]),
+            counts=self.counts[at],
+            class_names=tuple(self.class_names[i] for i in chosen),
+            groups=None if self.groups is None else self.groups[at].unique(return_inverse=True)[1],
+        )
 
     def to(self, device: torch.device | str) -> ClassDataset:
         """The same data on another device."""

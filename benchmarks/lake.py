@@ -1,0 +1,214 @@
+"""Lake's challenge: how many of 400 characters does a learner get wrong, shown one example each?
+
+    python benchmarks/lake.py --data-dir DATA --seeds 5 --seconds 3600
+
+20-way one-shot classification within one alphabet, the 20 runs of Lake et al. (2015), drawn from
+the 20 evaluation alphabets. Training sees the 30 background alphabets, or one of the two sets of
+five, and nothing else: nothing here is tuned, chosen or stopped by the evaluation alphabets.
+
+Tasks of training come from one alphabet each, a turned alphabet being another one, and their
+images are turned, sheared and shifted at random. At test time each run is learnt and answered
+`--views` times under such changes, and the probabilities are averaged; `--views 0` leaves the
+images alone. An interval is that of the mean over training seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu import keys, recipes, report
+from tegu.datasets import ClassDataset, load_lake_runs, load_omniglot
+from tegu.datasets.augment import affine
+from tegu.engine.train import Settings, meta_train
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode, Examples
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.learners import LEARNERS, Learner
+from tegu.sampling import ClassBatches, FewShotTasks
+
+# Alphabets of training: all of them, and the two minimal sets of the published benchmark.
+SETS: dict[str, tuple[str, ...]] = {
+    "background": (),
+    "small1": ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin"),
+    "small2": ("Greek", "Japanese_(katakana)", "Latin", "Sanskrit", "Tagalog"),
+}
+PUBLISHED = {
+    "background": 1 - 0.137,  # prototypical networks
+    "small1": 1 - 0.301,
+    "small2": 1 - 0.301,
+}
+SOURCE = "Lake, Salakhutdinov, Tenenbaum (2019), The Omniglot challenge: prototypical networks"
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+
+
+def training_data(name: str, data_dir: Path | None) -> ClassDataset:
+    """Background characters with their rotations; ink is 255."""
+    data = load_omniglot("meta_train", partition="alphabets", data_dir=data_dir, rotations=True)
+    if alphabets := SETS[name]:
+        data = data.where(lambda character: character.split("/")[0] in alphabets)
+    return replace(data, examples=255 - data.examples)
+
+
+def lake_episodes(data_dir: Path | None) -> Episode:
+    """The 20 runs: 20 support and 20 query images each, ink 1."""
+    runs = load_lake_runs(data_dir=data_dir)
+    classes = torch.arange(20).expand(20, 20)
+    halves = [
+        Examples(1 - images / 255, labels, torch.ones_like(labels, dtype=torch.bool))
+        for images, labels in ((runs.support, classes), (runs.query, runs.labels))
+    ]
+    return Episode(*halves)
+
+
+def learner_of(name: str, seed: int, n_classes: int, width: int) -> Learner:
+    """The learner with its usual settings, on the classic Conv-4."""
+    settings = {
+        "data.partition": "alphabets",
+        "model.pool": True,
+        "model.width": width,
+        "train.n_way": 20,
+        "train.seed": seed,
+    }
+    recipe = recipes.starting(name, "omniglot", settings)
+    one = Job(recipe)
+    if LEARNERS[name].pretrains:
+        own: Any = dict(recipe.learner)
+        cls: Any = LEARNERS[own.pop("name")]
+        return cls(model=one._model(), n_way=20, n_classes=n_classes, seed=seed, **own)
+    return one.learner
+
+
+def changed(images: Tensor, key: Tensor, augment: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Each image of (T, S, C, H, W) under a change of its own."""
+    flat = images.flatten(0, 1)
+    return augment(flat, keys.fold(key, torch.arange(len(flat)))).unflatten(0, images.shape[:2])
+
+
+def accuracy(learner: Learner, params: Params, episodes: Episode, views: int, seed: int) -> float:
+    """Share of the 400 answers that are right."""
+    engine, total = Vectorised(learner), torch.zeros(())
+    augment = partial(affine, fill=0.0)
+    for view in range(max(views, 1)):
+        at = keys.key(seed, "lake", view)
+        support, query = episodes
+        if views:
+            support = support._replace(x=changed(support.x, keys.fold(at, 1), augment))
+            query = query._replace(x=changed(query.x, keys.fold(at, 2), augment))
+        state = engine.adapt(params, support, keys.fold(at, torch.arange(20)))
+        total = total + engine.predict(params, state, query).float().softmax(-1)
+    return float((total.argmax(-1) == episodes.query.y).double().mean())
+
+
+def trained(
+    name: str, which: str, seed: int, arguments: argparse.Namespace
+) -> tuple[Learner, Params, float]:
+    """One training run; its seconds with it."""
+    data = training_data(which, arguments.data_dir)
+    learner = learner_of(name, seed, data.n_classes, arguments.width)
+    augment = partial(affine, fill=0.0)
+    tasks: Any
+    if LEARNERS[name].pretrains:
+        tasks = ClassBatches(data, 128, seed, augment=augment)
+    else:
+        tasks = FewShotTasks(data, 20, 1, 5, seed, augment=augment, within=True)
+    settings = Settings(
+        meta_iterations=10_000_000,
+        meta_batch=arguments.meta_batch,
+        outer_lr=float(learner.start["train.outer_lr"]),
+        seed=seed,
+        seconds=arguments.seconds,
+    )
+    engine = Vectorised(learner, precision=arguments.precision, compile=arguments.compile)
+
+    def told(progress: Any) -> None:
+        if progress.iteration % 320 == 0:
+            print(
+                f"  {progress.iteration:,} {progress.loss:.3f} {progress.seconds:.0f} s", flush=True
+            )
+
+    params, last = meta_train(engine, tasks, settings, progress=told)
+    return learner, params, last.seconds
+
+
+def cell(name: str, which: str, values: list[float], views: int) -> dict[str, Any]:
+    """Mean over training seeds, with the interval of that mean."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    half = T_95.get(len(values), 1.96) * spread / len(values) ** 0.5 if spread is not None else None
+    shown = f"{name}, {which}, {views} views" if views else f"{name}, {which}"
+    protocol = {"data": "omniglot", "split": "lake", "within": "group", "n_way": 20}
+    return {
+        "protocol": {**protocol, "n_shot": 1, "n_query": 1, "learner": shown},
+        "metric": "accuracy",
+        "value": statistics.mean(values),
+        "ci95": half,
+        "episodes": 20 * len(values),
+        "published": PUBLISHED[which] if name == "protonet" else None,
+        "source": SOURCE if name == "protonet" else "",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--learner", action="append", default=[], help="default: protonet")
+    parser.add_argument("--set", action="append", default=[], choices=SETS, help="default: all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3600, help="of each training")
+    parser.add_argument("--views", type=int, default=32)
+    parser.add_argument("--width", type=int, default=64, help="filters of Conv-4")
+    parser.add_argument("--meta-batch", type=int, default=1)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/lake-challenge.json")
+    )
+    arguments = parser.parse_args()
+    episodes, cells, seconds = lake_episodes(arguments.data_dir), [], 0.0
+    for name in arguments.learner or ["protonet"]:
+        for which in arguments.set or SETS:
+            plain, averaged = [], []
+            for seed in range(arguments.seeds):
+                learner, params, took = trained(name, which, seed, arguments)
+                judge = learner.for_ways(20)
+                seconds += took
+                plain.append(accuracy(judge, params, episodes, 0, seed))
+                averaged.append(accuracy(judge, params, episodes, arguments.views, seed))
+                print(
+                    f"{name} {which} seed {seed}: error {1 - plain[-1]:.2%} plain, "
+                    f"{1 - averaged[-1]:.2%} with {arguments.views} views",
+                    flush=True,
+                )
+            cells.append(cell(name, which, plain, 0))
+            if arguments.views:
+                cells.append(cell(name, which, averaged, arguments.views))
+    options = [f"--seeds {arguments.seeds}", f"--seconds {arguments.seconds:g}"]
+    options += [f"--views {arguments.views}", f"--width {arguments.width}"]
+    options += [f"--learner {name}" for name in arguments.learner]
+    options += [f"--set {name}" for name in arguments.set]
+    document = report.result_document(
+        name="lake-challenge",
+        command=f"python benchmarks/lake.py --data-dir DATA {' '.join(options)}",
+        seed=0,
+        training={
+            "seconds": round(seconds, 1),
+            "meta_iterations": None,
+            "peak_bytes": report.peak_bytes(),
+        },
+        cells=cells,
+    )
+    report.write_result(arguments.output, document)
+    print(report.table(cells))
+
+
+if __name__ == "__main__":
+    main()
