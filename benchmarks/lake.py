@@ -47,7 +47,7 @@ PUBLISHED = {
     "small1": 1 - 0.301,
     "small2": 1 - 0.301,
 }
-SOURCE = "Lake, Salakhutdinov, Tenenbaum (2019), The Omniglot challenge: prototypical networks"
+SOURCE = "Lake, Salakhutdinov, Tenenbaum (2019), The Omniglot challenge (unconfirmed)"
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
 

@@ -106,6 +106,16 @@ def test_finished_entries_are_not_run_again(here: list[str], tmp_path: Path) -> 
     assert here[2:] == ["protonet"]
 
 
+def test_an_entry_of_other_settings_is_run_again(
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["protonet"], ["glyphs"], SHORT, tmp_path)
+    other = dict(LEARNERS["protonet"].start) | {"train.outer_lr": 0.01}
+    monkeypatch.setattr(LEARNERS["protonet"], "start", other)
+    run(["protonet"], ["glyphs"], SHORT, tmp_path)
+    assert here == ["protonet", "protonet"]
+
+
 def test_nothing_runs_where_something_cannot(here: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown learner 'protonett'"):
         run(["protonet", "protonett"], ["glyphs"], SHORT, tmp_path)

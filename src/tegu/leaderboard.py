@@ -227,15 +227,16 @@ def run(
         progress: told how many of how many entries are done, and the last figure.
     """
     pairs = [(learner, data) for data in boards for learner in learners]
-    for learner, data in pairs:
-        job(learner, data, budget, data_dir).check()
+    jobs = [job(learner, data, budget, data_dir) for learner, data in pairs]
+    for one in jobs:
+        one.check()
     cells, totals = [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
-    for number, (learner, data) in enumerate(pairs):
+    for number, ((learner, data), one) in enumerate(zip(pairs, jobs, strict=True)):
         file = folder / f"{data}-{learner}.json"
-        wanted = json.loads(json.dumps(vars(budget)))
+        wanted = json.loads(json.dumps(one.recipe.plain()))  # the budget is part of it
         kept = json.loads(file.read_text()) if file.is_file() else {}
-        if kept.get("budget") != wanted:
-            kept = {"budget": wanted, **_apart(learner, data, budget, data_dir)}
+        if kept.get("recipe") != wanted:
+            kept = {"recipe": wanted, **_apart(learner, data, budget, data_dir)}
             write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
         cells += kept["cells"]
         totals["seconds"] += kept["training"]["seconds"]
