@@ -15,7 +15,7 @@ from tegu.inner import Params
 from tegu.learners import Head
 from tegu.sampling import FewShotTasks
 
-Slopes = Callable[[Callable[[Params], Tensor], Params, Params], tuple[Tensor, Tensor]]
+Slopes = Callable[..., tuple[Tensor, Tensor]]
 Clusters = tuple[Examples, Examples]
 Judge = Callable[[Head, Params, list[Clusters]], float]
 Features = Callable[[Params, Tensor], Tensor]
@@ -63,17 +63,22 @@ def slopes() -> Slopes:
     """Slopes of a function along random directions: by its gradient, and by differences."""
 
     def measure(
-        function: Callable[[Params], Tensor], at: Params, gradient: Params, count: int = 4
+        function: Callable[[Params], Tensor],
+        at: Params,
+        gradient: Params,
+        *,
+        count: int = 4,
+        step: float = 1e-5,
     ) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(11)
         by_gradient, by_differences = [], []
         for _ in range(count):
             way = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in at.items()}
             ends = [
-                function({k: v + sign * 1e-5 * way[k] for k, v in at.items()}).detach()
+                function({k: v + sign * step * way[k] for k, v in at.items()}).detach()
                 for sign in (1, -1)
             ]
-            by_differences.append((ends[0] - ends[1]) / 2e-5)
+            by_differences.append((ends[0] - ends[1]) / (2 * step))
             by_gradient.append(sum((gradient[k] * way[k]).sum() for k in at))
         return torch.stack(by_gradient), torch.stack(by_differences)
 
