@@ -20,6 +20,7 @@ from tegu.learners.matchingnet import MatchingNet
 from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.metasgd import MetaSgd
+from tegu.learners.mlc import Mlc
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
@@ -52,6 +53,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaOptNetRidge,
         MetaOptNetSVM,
         MetaSgd,
+        Mlc,
         ProtoMaml,
         ProtoNet,
         PtMap,
@@ -88,6 +90,7 @@ __all__ = [
     "MetaOptNetRidge",
     "MetaOptNetSVM",
     "MetaSgd",
+    "Mlc",
     "Pretrained",
     "ProtoMaml",
     "ProtoNet",
