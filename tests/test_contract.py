@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
+from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm
+from tegu.models import BatchNorm, StudyTransformer
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -250,6 +251,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "mlc": Row(
+        lambda model: LEARNERS["mlc"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
+    "mlc, some examples asked again, no dropout": Row(
+        lambda model: LEARNERS["mlc"](model=model, recall=3, dropout=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
             model=model, n_way=N_WAY, inner_steps=2, eval_steps=3, inner_lr=0.1
@@ -400,6 +413,29 @@ def of_classes(toy: ClassDataset) -> Episode:
     return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
 
 
+class Studying(StudyTransformer):
+    """A transformer over study examples, with a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.out.requires_grad_(False)
+
+
+def of_words(toy: ClassDataset) -> Episode:
+    """Four episodes of commands of up to three words and outputs of up to three symbols."""
+    generator = torch.Generator().manual_seed(8)
+    halves = []
+    for rows in (9, 6):
+        x, y = (torch.randint(WORDS, 7, (4, rows, 4), generator=generator) for _ in range(2))
+        sizes = torch.randint(1, 4, (2, 4, rows, 1), generator=generator)
+        at = torch.arange(4)
+        x = torch.where(at < sizes[0], x, PAD)
+        y = torch.where(at < sizes[1], y, torch.where(at == sizes[1], END, PAD))
+        halves.append(Examples(x, y, torch.ones(4, rows, dtype=torch.bool)))
+    return Episode(*halves)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of tasks: toy models for it, and four episodes of 9 support rows and 6 queries.
@@ -422,6 +458,13 @@ class Kind:
 
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "study": Kind(
+        {"transformer": Studying},
+        of_words,
+        (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.models import Conv4, Mlp, ResNet12, StudyTransformer, WideResNet
 from tegu.sources import Inputs
 
 
@@ -99,6 +99,38 @@ class ResNet12Network(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyTransformerNetwork(Network):
+    """An encoder over study examples and a query, and a decoder.
+
+    Args:
+        width: of tokens.
+        heads: of attention.
+        feedforward: width inside a block.
+        decoder: layers; the encoder has three.
+    """
+
+    name: ClassVar[str] = "study-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    width: int = 128
+    heads: int = 8
+    feedforward: int = 512
+    decoder: int = 3
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return StudyTransformer(
+            inputs.tokens,
+            outputs,
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            decoder=self.decoder,
+            longest=inputs.longest,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrnNetwork(Network):
     """A wide residual network.
 
@@ -125,6 +157,7 @@ NETWORKS: dict[str, type[Network]] = {
         Conv4Network,
         MlpNetwork,
         ResNet12Network,
+        StudyTransformerNetwork,
         WrnNetwork,
     )
 }

@@ -46,6 +46,7 @@ class Mlc(Learner):
     """
 
     name: ClassVar[str] = "mlc"
+    targets: ClassVar[tuple[str, ...]] = ("sequences",)
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
 
     loss: Loss = field(default=token_cross_entropy, repr=False)

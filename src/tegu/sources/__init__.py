@@ -1,5 +1,6 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
+from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
@@ -9,6 +10,7 @@ __all__ = [
     "CifarFs",
     "Fc100",
     "Glyphs",
+    "Grammars",
     "Inputs",
     "Omniglot",
     "Sinusoids",
@@ -21,6 +23,7 @@ SOURCES: dict[str, type[Source]] = {
         CifarFs,
         Fc100,
         Glyphs,
+        Grammars,
         Omniglot,
         Sinusoids,
     )
