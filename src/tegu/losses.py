@@ -31,22 +31,3 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:
     """Share of right answers, 0 to 1: outputs (S, N), target.y (S,)."""
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
-
-
-PAD, END, START = 0, 1, 2
-
-
-def token_cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
-    """Mean over real tokens of cross-entropy: outputs (S, M, V), target.y (S, M)."""
-    each = F.cross_entropy(outputs.movedim(-1, 1), target.y, reduction="none")
-    return _mean(each, (target.y != PAD) & target.mask[:, None])
-
-
-def exact_match(outputs: Tensor, target: Examples) -> Tensor:
-    """Share of rows whose tokens up to END are all right."""
-    real = target.y != PAD
-    n = max(outputs.shape[1], target.y.shape[1])
-    said = F.pad(outputs.argmax(-1), (0, n - outputs.shape[1]))
-    y = F.pad(target.y, (0, n - target.y.shape[1]))
-    right = ((said == y) | (y == PAD)).all(-1)
-    return _mean(right.to(torch.get_default_dtype()), target.mask)
