@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.archives import read_members
+from tegu.datasets.tokens import END, PAD
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
-from tegu.losses import END, PAD
 
 SPLITS = ("meta_train", "meta_val", "meta_test")
 PRIMITIVES = ("walk", "look", "run", "jump")
@@ -180,9 +181,7 @@ def split_pairs(name: str, part: str, *, data_dir: Path | None = None) -> tuple[
     return tuple(found)
 
 
-def few_shot_pairs(
-    shots: int, sample: int, part: str, *, data_dir: Path
-) -> tuple[Pair, ...]:
+def few_shot_pairs(shots: int, sample: int, part: str, *, data_dir: Path) -> tuple[Pair, ...]:
     """A split of `scan_few_shot_and_size_splits.tar.xz`: `shots` commands with jump to learn from.
 
     Args:
@@ -217,9 +216,11 @@ def parse(text: bytes, name: str) -> Iterable[Pair]:
     """Pairs of a file with lines "IN: command OUT: actions"."""
     for number, line in enumerate(text.decode("ascii", "replace").splitlines(), 1):
         match = LINE.fullmatch(line.strip())
-        if match is None or set(match[1].split()) - {*COMMAND_WORDS} or set(
-            match[2].split()
-        ) - {*ACTION_WORDS}:
+        if (
+            match is None
+            or set(match[1].split()) - {*COMMAND_WORDS}
+            or set(match[2].split()) - {*ACTION_WORDS}
+        ):
             raise InputError(
                 f"line {number} of {name} is {line[:60]!r}",
                 "'IN: command OUT: actions' in SCAN's words",
@@ -334,8 +335,9 @@ class Scan:
             raise InputError(
                 f"strict with the task {self.task}", "the task add-jump", "Leave strict out."
             )
-        most = len(self._sources[0].x) // 2
-        for name in ("n_support", "n_query"):
+        support, query = (len(source.x) // 2 for source in self._sources)
+        fixed = self.split == "meta_test" and KINDS[self.task].support
+        for name, most in (("n_support", 10_000 if fixed else support), ("n_query", query)):
             if not 1 <= getattr(self, name) <= most:
                 raise InputError(
                     f"{name} is {getattr(self, name)}", f"1 to {most:,}", f"Change {name}."
@@ -383,9 +385,14 @@ class Scan:
         else:
             shown = keys.distinct(keys.fold(at, 1), len(support.x), self.n_support)
             asked = keys.distinct(keys.fold(at, 2), len(query.x), self.n_query)
-        halves = [Pairs(*(f[rows] for f in source)) for source, rows in ((support, shown), (query, asked))]
+        halves = [
+            Pairs(*(f[rows] for f in source)) for source, rows in ((support, shown), (query, asked))
+        ]
         if self.split != "meta_test" and self.meanings == "permuted":
             halves = [_renamed(half, *self._tables(keys.fold(at, 3))) for half in halves]
+        if self.split != "meta_train":  # what a network writes freely has this many tokens
+            (sx, sy), (qx, qy) = halves
+            halves = [Pairs(sx, sy), Pairs(qx, F.pad(qy, (0, self.steps - qy.shape[-1])))]
         return Episode(
             *(Examples(*half, torch.ones(half.x.shape[:2], dtype=torch.bool)) for half in halves)
         )
@@ -545,6 +552,8 @@ def _spelt(words: Tensor, lengths: Tensor, means: Tensor) -> Examples:
     place = torch.arange(words.shape[-1] + 1)
     x = torch.where(place[:-1] < lengths[..., None], words + FIRST, PAD)
     y = means.gather(1, words.flatten(1)).view_as(words) + FIRST
-    y = torch.nn.functional.pad(y, (0, 1))
-    y = torch.where(place < lengths[..., None], y, torch.where(place == lengths[..., None], END, PAD))
+    y = F.pad(y, (0, 1))
+    y = torch.where(
+        place < lengths[..., None], y, torch.where(place == lengths[..., None], END, PAD)
+    )
     return Examples(x, y, torch.ones(x.shape[:2], dtype=torch.bool))

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
+from tegu.datasets.tokens import END, PAD, START
 from tegu.errors import InputError
-from tegu.losses import END, PAD, START
 from tegu.models.lstm import Lstm
 
 NEVER = -1e4  # score of what cannot be; finite, so that a row of nothing else has gradients
@@ -200,7 +200,9 @@ class Seq2Seq(nn.Module):
         best = torch.arange(beams, device=token.device) == 0
         score = torch.where(best, 0.0, -torch.inf).to(wide.last.dtype).expand(batch, -1)
         over = torch.zeros(batch, beams, dtype=torch.bool, device=token.device)
-        only_pad = torch.where(torch.arange(vocabulary, device=token.device) == PAD, 0.0, -torch.inf)
+        only_pad = torch.where(
+            torch.arange(vocabulary, device=token.device) == PAD, 0.0, -torch.inf
+        )
         answer = token.new_zeros(batch, beams, 0)
         for _ in range(self.steps):
             state = self.lstm.step(self.embedding[token], state)
