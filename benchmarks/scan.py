@@ -65,7 +65,7 @@ AROUND = {"tested": 4, "episodes": 1119}
 LONG = {"tested": 5, "episodes": 784}
 PLAIN: dict[str, Any] = {"memory": False, "n_support": 1, "n_query": 64, "meta_batch": 1}
 EXPERIMENTS = {
-    "mutual-exclusivity": Experiment("mutual-exclusivity", 1.0, 4_000, meta_batch=8),
+    "mutual-exclusivity": Experiment("mutual-exclusivity", 1.0, 4_000, meta_batch=4),
     "add-jump": Experiment("add-jump", 0.9995, 6_000, **JUMP),
     "around-right": Experiment("around-right", 0.9996, 6_000, **AROUND),
     "length": Experiment("length", 0.1664, 3_000, n_support=100, **LONG),

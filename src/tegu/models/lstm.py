@@ -183,7 +183,10 @@ class _Packed(torch.autograd.Function):
             value = value.expand(n, *value.shape) if dim is None else value.movedim(dim, 0)
             return value.flatten(0, 1)
 
-        rows = [folded(v, d) for v, d in zip((x, lengths, start), in_dims[:2] + in_dims[5:6])]
+        rows = [
+            folded(v, d)
+            for v, d in zip((x, lengths, start), (*in_dims[:2], in_dims[5]), strict=True)
+        ]
         out, last, *kept = _Packed.apply(rows[0], rows[1], w, u, b, rows[2], half)  # type: ignore[no-untyped-call]
         out = out.unflatten(0, (n, -1))
         return (out, last.unflatten(1, (n, -1)), *kept), (0, 1, *[None] * len(kept))
