@@ -192,7 +192,7 @@ def few_shot_pairs(shots: int, sample: int, part: str, *, data_dir: Path) -> tup
     """
     if part not in ("train", "test"):
         raise unknown("part of a split", part, ("train", "test"))
-    name = f"few_shot_split/tasks_{part}_addprim_complex_jump_num{shots}_rep{sample}.txt"
+    name = f"few_shot_split/tasks_{part}_fewshot_num{shots}_rep{sample}.txt"
     return _read(data_dir, "scan_few_shot_and_size_splits.tar.xz", name)
 
 
@@ -200,7 +200,7 @@ def _read(data_dir: Path, archive: str, member: str) -> tuple[Pair, ...]:
     folder = data_dir.expanduser()
     place = next((p for p in (folder / "scan", folder) if (p / archive).exists()), folder / "scan")
     source = place / archive
-    found = read_members(source, re.compile(re.escape(member)), URL, largest=LARGEST)
+    found = read_members(source, re.compile(re.escape(member)), URL, largest=LARGEST, total=ALL)
     if member not in found:
         raise InputError(
             f"{source} without {member}", "SCAN's own file names", f"Get it again from {URL}."
@@ -209,6 +209,7 @@ def _read(data_dir: Path, archive: str, member: str) -> tuple[Pair, ...]:
 
 
 LARGEST = 8 << 20  # bytes of one file of pairs
+ALL = 1 << 30  # bytes of all of an archive's files, those passed over included
 LINE = re.compile(r"IN: ([a-z ]{1,100}) OUT: ([A-Z_ ]{1,2000})")
 
 

@@ -122,7 +122,7 @@ class _Packed(torch.autograd.Function):
     """`packed`; its other outputs are what the gradient needs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         x: Tensor, lengths: Tensor, w: Tensor, u: Tensor, b: Tensor, start: Tensor, half: bool
     ) -> tuple[Tensor, ...]:
         ways, wide = w.shape[0], u.shape[-1]
@@ -169,7 +169,7 @@ class _Packed(torch.autograd.Function):
         return d_x, None, d_w, d_u, d_b, d_start, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:  # type: ignore[override]
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         x, lengths, w, u, b, start, half = args
         if any(dim is not None for dim in in_dims[2:5]):
             raise InputError(
@@ -196,7 +196,7 @@ class _Gradient(torch.autograd.Function):
     """The gradient of `packed`, of which there is no further gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         d_out: Tensor,
         d_last: Tensor,
         x: Tensor,

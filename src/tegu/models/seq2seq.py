@@ -58,7 +58,7 @@ def ended(x: Tensor) -> Tensor:
     return torch.where(torch.arange(wider.shape[-1], device=x.device) == length, END, wider)
 
 
-def kept(key: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
+def kept(key: Tensor, shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
     """Factors of dropout: 0 for a share `rate` of them, else 1 / (1 - rate).
 
     Eight bits a number out of the key, so that the share is a multiple of 1/256.
@@ -67,7 +67,7 @@ def kept(key: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
     words = keys.bits(key, -(-n // 8))
     octets = (words[:, None] >> torch.arange(0, 64, 8, device=key.device)) & 255
     level = round(256 * rate)
-    return (octets.flatten()[:n] >= level).reshape(shape) * (256 / (256 - level))
+    return (octets.flatten()[:n] >= level).reshape(shape).to(dtype) * (256 / (256 - level))
 
 
 class Encoder(nn.Module):
@@ -303,7 +303,8 @@ class MemorySeq2Seq(Seq2Seq):
 
 
 def _gathered(value: Tensor, at: Tensor, batch: int, beams: int) -> Tensor:
-    return value.unflatten(0, (batch, beams)).gather(1, at).flatten(0, 1)
+    rows: Tensor = value.unflatten(0, (batch, beams)).gather(1, at).flatten(0, 1)
+    return rows
 
 
 def _dropped(
@@ -314,10 +315,12 @@ def _dropped(
     more = part.lstm.layers - 1
     if key is None or not part.dropout:
         return embedded, [None] * more
-    shape = (*embedded.shape[:-1], ways * embedded.shape[-1])
-    masks = [kept(keys.fold(key, 1 + i), shape, part.dropout).to(embedded) for i in range(more)]
-    factors = kept(keys.fold(key, 0), tuple(embedded.shape), part.dropout)
-    return embedded * factors.to(embedded), [*masks]
+    rows, width = tuple(embedded.shape[:-1]), embedded.shape[-1]
+    first, *masks = [
+        kept(keys.fold(key, i), (*rows, width * (ways if i else 1)), part.dropout, embedded.dtype)
+        for i in range(1 + more)
+    ]
+    return embedded * first, [*masks]
 
 
 def _embedding(n_tokens: int, width: int, generator: torch.Generator) -> nn.Parameter:
