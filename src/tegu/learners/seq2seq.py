@@ -49,6 +49,7 @@ class MetaSeq2Seq(Learner):
     """
 
     name: ClassVar[str] = "seq2seq"
+    targets: ClassVar[tuple[str, ...]] = ("sequences",)
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.meta_batch": 2}
     start_numbers: ClassVar[Mapping[str, Any]] = {}
 
@@ -88,18 +89,18 @@ class MetaSeq2Seq(Learner):
         support, query = episode
 
         def told(net: Seq2Seq) -> tuple[Tensor, Examples]:
-            drop = [keys.fold(key, i) for i in range(3)]
-            n = len(support.x)
-            with_memory = isinstance(net, MemorySeq2Seq)
-            asked = _joined(support, query) if with_memory else query
-            context = net.encode(asked.x, drop[0])
-            if isinstance(net, MemorySeq2Seq):
-                value = net.stored(support.y, drop[1])
-                memory = Memory(context.last[:n], value, support.mask)
-                if not self.rehearse:
-                    context, asked = Context(*(part[n:] for part in context)), query
-                context = net.recall(context, memory)
-            return net.told(context, asked.y, drop[2]), asked
+            own, others = (_rows(keys.fold(key, i), half) for i, half in enumerate(episode))
+            if not isinstance(net, MemorySeq2Seq):
+                context = net.encode(query.x, keys.fold(others, 0))
+                return net.told(context, query.y, keys.fold(others, 1)), query
+            asked, rows, n = _joined(support, query), torch.cat([own, others]), len(own)
+            context = net.encode(asked.x, keys.fold(rows, 0))
+            value = net.stored(support.y, keys.fold(own, 2))
+            memory = Memory(context.last[:n], value, support.mask)
+            if not self.rehearse:
+                context = Context(*(part[n:] for part in context))
+                asked, rows = query, others
+            return net.told(net.recall(context, memory), asked.y, keys.fold(rows, 1)), asked
 
         outputs, asked = self._run(params, told)
         return self.loss(outputs, asked)
@@ -108,6 +109,11 @@ class MetaSeq2Seq(Learner):
         """Calls a method of the network with these weights in it."""
         inside = {f"net.{name}": p for name, p in params.items()}
         return functional_call(_Call(self.model, method), inside, args)
+
+
+def _rows(key: Tensor, half: Examples) -> Tensor:
+    """A key for each row, whatever rows come after it."""
+    return keys.fold(key, torch.arange(len(half.mask), device=key.device))
 
 
 class _Call(nn.Module):

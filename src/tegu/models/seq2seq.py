@@ -59,15 +59,24 @@ def ended(x: Tensor) -> Tensor:
 
 
 def kept(key: Tensor, shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
-    """Factors of dropout: 0 for a share `rate` of them, else 1 / (1 - rate).
+    """Factors of dropout for each row: 0 for a share `rate` of them, else 1 / (1 - rate).
 
-    Eight bits a number out of the key, so that the share is a multiple of 1/256.
+    Args:
+        key: of each row, (B,) int64. What a row gets is its own: neither other rows nor
+            longer ones change it.
+        shape: of a row.
+        rate: a multiple of 1/256 is exact, since eight bits decide.
+        dtype: of the factors.
+
+    Returns:
+        Shape (B, *shape).
     """
     n = math.prod(shape)
     words = keys.bits(key, -(-n // 8))
-    octets = (words[:, None] >> torch.arange(0, 64, 8, device=key.device)) & 255
+    octets = (words[..., None] >> torch.arange(0, 64, 8, device=key.device)) & 255
     level = round(256 * rate)
-    return (octets.flatten()[:n] >= level).reshape(shape).to(dtype) * (256 / (256 - level))
+    real = (octets.flatten(1)[:, :n] >= level).reshape(-1, *shape)
+    return real.to(dtype) * (256 / (256 - level))
 
 
 class Encoder(nn.Module):
@@ -156,7 +165,7 @@ class Seq2Seq(nn.Module):
         return self.greedy(context) if y is None else self.told(context, y)
 
     def encode(self, x: Tensor, key: Tensor | None = None) -> Context:
-        """A command's states."""
+        """A command's states; with a key for each row, (B,), under dropout."""
         x = ended(x)
         steps, last = self.commands(x, key)
         return Context(steps, last, x != PAD)
@@ -276,12 +285,9 @@ class MemorySeq2Seq(Seq2Seq):
         context = self.recall(self.encode(x), memory)
         return self.greedy(context) if y is None else self.told(context, y)
 
-    def memorise(
-        self, x: Tensor, y: Tensor, real: Tensor, keys_: tuple[Tensor, Tensor] | None = None
-    ) -> Memory:
+    def memorise(self, x: Tensor, y: Tensor, real: Tensor) -> Memory:
         """A support set, (S, L) and (S, M), as keys and values."""
-        one, two = keys_ or (None, None)
-        return Memory(self.encode(x, one).last, self.stored(y, two), real)
+        return Memory(self.encode(x).last, self.stored(y), real)
 
     def stored(self, y: Tensor, key: Tensor | None = None) -> Tensor:
         """Values (S, H) of action sequences (S, M)."""
@@ -315,9 +321,9 @@ def _dropped(
     more = part.lstm.layers - 1
     if key is None or not part.dropout:
         return embedded, [None] * more
-    rows, width = tuple(embedded.shape[:-1]), embedded.shape[-1]
+    length, width = embedded.shape[1:]
     first, *masks = [
-        kept(keys.fold(key, i), (*rows, width * (ways if i else 1)), part.dropout, embedded.dtype)
+        kept(keys.fold(key, i), (length, width * (ways if i else 1)), part.dropout, embedded.dtype)
         for i in range(1 + more)
     ]
     return embedded * first, [*masks]
