@@ -27,6 +27,7 @@ from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
+from tegu.learners.seq2seq import MetaSeq2Seq
 from tegu.learners.simpleshot import SimpleShot
 from tegu.learners.tim import Tim
 
@@ -51,6 +52,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaCurvature,
         MetaOptNetRidge,
         MetaOptNetSVM,
+        MetaSeq2Seq,
         MetaSgd,
         ProtoMaml,
         ProtoNet,
@@ -87,6 +89,7 @@ __all__ = [
     "MetaCurvature",
     "MetaOptNetRidge",
     "MetaOptNetSVM",
+    "MetaSeq2Seq",
     "MetaSgd",
     "Pretrained",
     "ProtoMaml",
