@@ -276,6 +276,7 @@ KINDS = {
     "around-right": Kind(DIRECTIONS, ACTION_WORDS[4:], 2, 1, ("turn left", "turn right")),
     "length": Kind(PRIMITIVES, ACTION_WORDS[:4], EXTRAS, None, ()),
 }
+MEANINGS = ("permuted", "true")
 SHORT = 12  # actions; in training for "length", shorter pairs support and the others are asked
 CANDIDATES = 8  # draws of meanings, of which the first that is allowed counts
 
@@ -330,8 +331,8 @@ class Scan:
             raise unknown("task of SCAN", self.task, KINDS)
         if self.split not in SPLITS:
             raise unknown("split", self.split, SPLITS)
-        if self.meanings not in ("permuted", "true"):
-            raise unknown("meanings", self.meanings, ("permuted", "true"))
+        if self.meanings not in MEANINGS:
+            raise unknown("meanings", self.meanings, MEANINGS)
         if self.strict and self.task != "add-jump":
             raise InputError(
                 f"strict with the task {self.task}", "the task add-jump", "Leave strict out."
@@ -353,6 +354,11 @@ class Scan:
     def n_outputs(self) -> int:
         """Tokens of action sequences, likewise."""
         return FIRST + len(ACTION_WORDS) + KINDS[self.task].extras
+
+    @property
+    def longest(self) -> int:
+        """Words of the longest command."""
+        return self._everything.x.shape[1]
 
     @property
     def steps(self) -> int:

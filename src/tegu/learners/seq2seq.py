@@ -50,7 +50,11 @@ class MetaSeq2Seq(Learner):
 
     name: ClassVar[str] = "seq2seq"
     targets: ClassVar[tuple[str, ...]] = ("sequences",)
-    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.meta_batch": 2}
+    start: ClassVar[Mapping[str, Any]] = {
+        "model.name": "memory-seq2seq",
+        "train.outer_lr": 0.001,
+        "engine.compile": "off",  # rows are packed by their lengths, which no tracer knows
+    }
     start_numbers: ClassVar[Mapping[str, Any]] = {}
 
     loss: Loss = field(default=token_cross_entropy, repr=False)

@@ -1,6 +1,7 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
 
@@ -10,7 +11,9 @@ __all__ = [
     "Fc100",
     "Glyphs",
     "Inputs",
+    "MutualExclusivity",
     "Omniglot",
+    "Scan",
     "Sinusoids",
     "Source",
 ]
@@ -21,7 +24,9 @@ SOURCES: dict[str, type[Source]] = {
         CifarFs,
         Fc100,
         Glyphs,
+        MutualExclusivity,
         Omniglot,
+        Scan,
         Sinusoids,
     )
 }
