@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from tegu.models import Conv4, Mlp, ResNet12, StudyTransformer, WideResNet
+from tegu.models import Conv4, MemorySeq2Seq, Mlp, ResNet12, Seq2Seq, StudyTransformer, WideResNet
 from tegu.sources import Inputs
 
 
@@ -99,6 +99,49 @@ class ResNet12Network(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seq2SeqNetwork(Network):
+    """LSTM encoder and decoder with attention.
+
+    Args:
+        width: of embeddings and states.
+        layers: of each LSTM.
+        dropout: in training, for learners that give random numbers to it.
+        packed: fast recurrence, for learners that do not change weights from task to task.
+    """
+
+    name: ClassVar[str] = "seq2seq"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+    module: ClassVar[type[Seq2Seq]] = Seq2Seq
+
+    width: int = 200
+    layers: int = 2
+    dropout: float = 0.5
+    packed: bool = False
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return self.module(
+            inputs.tokens,
+            outputs,
+            steps=inputs.longest,
+            width=self.width,
+            layers=self.layers,
+            dropout=self.dropout,
+            packed=self.packed,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySeq2SeqNetwork(Seq2SeqNetwork):
+    """The same with a memory of the support set."""
+
+    name: ClassVar[str] = "memory-seq2seq"
+    module: ClassVar[type[Seq2Seq]] = MemorySeq2Seq
+
+    packed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyTransformerNetwork(Network):
     """An encoder over study examples and a query, and a decoder.
 
@@ -155,8 +198,10 @@ NETWORKS: dict[str, type[Network]] = {
     cls.name: cls
     for cls in (
         Conv4Network,
+        MemorySeq2SeqNetwork,
         MlpNetwork,
         ResNet12Network,
+        Seq2SeqNetwork,
         StudyTransformerNetwork,
         WrnNetwork,
     )

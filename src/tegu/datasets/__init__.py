@@ -9,4 +9,7 @@ from tegu.datasets.grammars import Grammars as Grammars
 from tegu.datasets.omniglot import LakeRuns as LakeRuns
 from tegu.datasets.omniglot import load_lake_runs as load_lake_runs
 from tegu.datasets.omniglot import load_omniglot as load_omniglot
+from tegu.datasets.scan import MutualExclusivity as MutualExclusivity
+from tegu.datasets.scan import Scan as Scan
+from tegu.datasets.scan_study import ScanStudy as ScanStudy
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids

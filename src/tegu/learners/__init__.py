@@ -28,6 +28,7 @@ from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
+from tegu.learners.seq2seq import MetaSeq2Seq
 from tegu.learners.simpleshot import SimpleShot
 from tegu.learners.tim import Tim
 
@@ -52,6 +53,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaCurvature,
         MetaOptNetRidge,
         MetaOptNetSVM,
+        MetaSeq2Seq,
         MetaSgd,
         Mlc,
         ProtoMaml,
@@ -89,6 +91,7 @@ __all__ = [
     "MetaCurvature",
     "MetaOptNetRidge",
     "MetaOptNetSVM",
+    "MetaSeq2Seq",
     "MetaSgd",
     "Mlc",
     "Pretrained",

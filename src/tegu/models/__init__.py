@@ -6,6 +6,17 @@ from tegu.models.mlc import StudyTransformer
 from tegu.models.mlp import Mlp
 from tegu.models.norm import BatchNorm
 from tegu.models.resnet12 import ResNet12
+from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 from tegu.models.wrn import WideResNet
 
 __all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "StudyTransformer", "WideResNet"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "MemorySeq2Seq",
+    "Mlp",
+    "ResNet12",
+    "Seq2Seq",
+    "WideResNet",
+]

@@ -2,6 +2,8 @@
 
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.scan import MutualExclusivity, Scan
+from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
 
@@ -12,7 +14,10 @@ __all__ = [
     "Glyphs",
     "Grammars",
     "Inputs",
+    "MutualExclusivity",
     "Omniglot",
+    "Scan",
+    "ScanStudy",
     "Sinusoids",
     "Source",
 ]
@@ -24,7 +29,10 @@ SOURCES: dict[str, type[Source]] = {
         Fc100,
         Glyphs,
         Grammars,
+        MutualExclusivity,
         Omniglot,
+        Scan,
+        ScanStudy,
         Sinusoids,
     )
 }
