@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from tegu import keys
+from tegu.datasets.tokens import PAD
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -83,7 +85,7 @@ class Mlc(Learner):
                 last = torch.iinfo(drawn.dtype).max  # padding is never drawn before an example
                 again = drawn.masked_fill(~support.mask, last).argsort()[: self.recall]
             pairs = zip(asked, support, strict=True)
-            asked = Examples(*(torch.cat([q, s.index_select(0, again)]) for q, s in pairs))
+            asked = Examples(*(_joined(q, s.index_select(0, again)) for q, s in pairs))
             answered = torch.cat([answered, keys.fold(keys.fold(key, 3), again)])
         drop = _dropout(self.dropout, answered)
         return self.loss(self._run(params, "answer", study, asked.x, asked.y, drop), asked)
@@ -102,6 +104,14 @@ class _Method(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         return getattr(self.model, self.name)(*args)
+
+
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    """Rows of tokens one after the other, padded to the longer kind; or masks."""
+    if one.ndim == 1:
+        return torch.cat([one, other])
+    size = max(one.shape[1], other.shape[1])
+    return torch.cat([F.pad(x, (0, size - x.shape[1]), value=PAD) for x in (one, other)])
 
 
 def _dropout(rate: float, rows: Tensor) -> Callable[[Tensor], Tensor]:
