@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
+from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm
+from tegu.losses import token_cross_entropy
+from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
+from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -65,6 +68,14 @@ def wider(model: nn.Module, extra: int) -> nn.Module:
     for p in layer.parameters():
         p.data.uniform_(-0.5, 0.5, generator=generator)
     setattr(model.get_submodule(parent), leaf, layer)
+    return model
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """The model with the recurrence that leaves padding out."""
+    for part in model.modules():
+        if isinstance(part, Lstm):
+            part.packed = True
     return model
 
 
@@ -216,6 +227,14 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "maml, sequences": Row(
+        lambda model: LEARNERS["maml"](
+            model=model, loss=token_cross_entropy, inner_steps=2, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "maml, first order": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
         support_order_matters=False,
@@ -346,6 +365,32 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "reptile, sequences": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model,
+            loss=token_cross_entropy,
+            inner_steps=2,
+            inner_batch=4,
+            eval_steps=3,
+            eval_batch=5,
+            inner_lr=0.01,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq": Row(
+        lambda model: LEARNERS["seq2seq"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq, packed, support not asked again": Row(
+        lambda model: LEARNERS["seq2seq"](model=packed(model), rehearse=False),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "simpleshot": Row(
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
         support_order_matters=False,
@@ -400,6 +445,28 @@ def of_classes(toy: ClassDataset) -> Episode:
     return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
 
 
+def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
+    """A sequence network with a frozen weight and a parameter without a use."""
+    net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
+    net.unused = nn.Parameter(torch.ones(2))
+    net.out.weight.requires_grad_(False)
+    return net
+
+
+def of_words(toy: ClassDataset) -> Episode:
+    """Four episodes of commands of up to three words and outputs of up to three symbols."""
+    generator = torch.Generator().manual_seed(8)
+    halves = []
+    for rows in (9, 6):
+        x, y = (torch.randint(WORDS, 7, (4, rows, 4), generator=generator) for _ in range(2))
+        sizes = torch.randint(1, 4, (2, 4, rows, 1), generator=generator)
+        at = torch.arange(4)
+        x = torch.where(at < sizes[0], x, PAD)
+        y = torch.where(at < sizes[1], y, torch.where(at == sizes[1], END, PAD))
+        halves.append(Examples(x, y, torch.ones(4, rows, dtype=torch.bool)))
+    return Episode(*halves)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of tasks: toy models for it, and four episodes of 9 support rows and 6 queries.
@@ -422,6 +489,16 @@ class Kind:
 
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "sequences": Kind(
+        {
+            "writer": lambda: writing(Seq2Seq),
+            "memory": lambda: writing(MemorySeq2Seq, 0.5),
+        },
+        of_words,
+        (lambda: writing(MemorySeq2Seq), "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])
