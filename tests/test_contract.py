@@ -22,6 +22,9 @@ from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
 from tegu.models import BatchNorm, StudyTransformer
+from tegu.losses import token_cross_entropy
+from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
+from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -66,6 +69,14 @@ def wider(model: nn.Module, extra: int) -> nn.Module:
     for p in layer.parameters():
         p.data.uniform_(-0.5, 0.5, generator=generator)
     setattr(model.get_submodule(parent), leaf, layer)
+    return model
+
+
+def packed(model: nn.Module) -> nn.Module:
+    """The model with the recurrence that leaves padding out."""
+    for part in model.modules():
+        if isinstance(part, Lstm):
+            part.packed = True
     return model
 
 
@@ -217,6 +228,14 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "maml, sequences": Row(
+        lambda model: LEARNERS["maml"](
+            model=model, loss=token_cross_entropy, inner_steps=2, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "maml, first order": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
         support_order_matters=False,
@@ -359,6 +378,32 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "reptile, sequences": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model,
+            loss=token_cross_entropy,
+            inner_steps=2,
+            inner_batch=4,
+            eval_steps=3,
+            eval_batch=5,
+            inner_lr=0.01,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq": Row(
+        lambda model: LEARNERS["seq2seq"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq, packed, support not asked again": Row(
+        lambda model: LEARNERS["seq2seq"](model=packed(model), rehearse=False),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "simpleshot": Row(
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
         support_order_matters=False,
@@ -420,6 +465,12 @@ class Studying(StudyTransformer):
         super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
         self.unused = nn.Parameter(torch.ones(2))
         self.out.requires_grad_(False)
+def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
+    """A sequence network with a frozen weight and a parameter without a use."""
+    net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
+    net.unused = nn.Parameter(torch.ones(2))
+    net.out.weight.requires_grad_(False)
+    return net
 
 
 def of_words(toy: ClassDataset) -> Episode:
@@ -462,6 +513,13 @@ KINDS = {
         {"transformer": Studying},
         of_words,
         (Studying, "out.weight"),
+    "sequences": Kind(
+        {
+            "writer": lambda: writing(Seq2Seq),
+            "memory": lambda: writing(MemorySeq2Seq, 0.5),
+        },
+        of_words,
+        (lambda: writing(MemorySeq2Seq), "out.weight"),
         padding=5.0,
         featured=False,
     ),

@@ -78,7 +78,8 @@ class Scan(Source):
         )
 
     def protocol(self) -> dict[str, Any]:
-        return {"data": f"scan {self.task}"}
+        shown = KINDS[self.task].support  # isolated commands, however many pairs training shows
+        return {"data": f"scan {self.task}", **({"n_shot": len(shown)} if shown else {})}
 
 
 @dataclass(frozen=True, kw_only=True)
