@@ -21,9 +21,8 @@ from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm, StudyTransformer
 from tegu.losses import token_cross_entropy
-from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
+from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq, StudyTransformer
 from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
@@ -465,6 +464,8 @@ class Studying(StudyTransformer):
         super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
         self.unused = nn.Parameter(torch.ones(2))
         self.out.requires_grad_(False)
+
+
 def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
     """A sequence network with a frozen weight and a parameter without a use."""
     net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
@@ -513,6 +514,9 @@ KINDS = {
         {"transformer": Studying},
         of_words,
         (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
     "sequences": Kind(
         {
             "writer": lambda: writing(Seq2Seq),
