@@ -10,10 +10,12 @@ from tegu.learners.finetune import FineTune
 from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
 from tegu.learners.imaml import IMaml
+from tegu.learners.incontext import InContext
 from tegu.learners.joint import Joint
 from tegu.learners.laplacianshot import LaplacianShot
 from tegu.learners.learner import Learner
 from tegu.learners.lrd2 import LRD2
+from tegu.learners.lstm import Lstm
 from tegu.learners.maml import Maml
 from tegu.learners.mamlpp import MamlPlusPlus
 from tegu.learners.matchingnet import MatchingNet
@@ -25,9 +27,11 @@ from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
+from tegu.learners.reader import Reader
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
 from tegu.learners.simpleshot import SimpleShot
+from tegu.learners.snail import Snail
 from tegu.learners.tim import Tim
 
 LEARNERS: dict[str, type[Learner]] = {
@@ -42,9 +46,11 @@ LEARNERS: dict[str, type[Learner]] = {
         Feat,
         Fomaml,
         IMaml,
+        InContext,
         Joint,
         LaplacianShot,
         LRD2,
+        Lstm,
         Maml,
         MamlPlusPlus,
         MatchingNet,
@@ -59,6 +65,7 @@ LEARNERS: dict[str, type[Learner]] = {
         RelationNet,
         Reptile,
         SimpleShot,
+        Snail,
         Tim,
     )
 }
@@ -78,9 +85,11 @@ __all__ = [
     "Fomaml",
     "Head",
     "IMaml",
+    "InContext",
     "Joint",
     "LaplacianShot",
     "Learner",
+    "Lstm",
     "Maml",
     "MamlPlusPlus",
     "MatchingNet",
@@ -92,8 +101,10 @@ __all__ = [
     "ProtoMaml",
     "ProtoNet",
     "PtMap",
+    "Reader",
     "RelationNet",
     "Reptile",
     "SimpleShot",
+    "Snail",
     "Tim",
 ]
