@@ -83,7 +83,7 @@ class Lstm(Reader):
         return {"pairs": tuple(pairs), "label": label[0]}, x
 
     def ask(self, own: Params, state: State, examples: Tensor, unknown: Tensor) -> Tensor:
-        x = examples + state["label"]
+        x: Tensor = examples + state["label"]
         for i, (h, c) in enumerate(state["pairs"]):
             x = self._step(own, i, driven(own, i, x), (h, c))[0]
         return x

@@ -64,7 +64,7 @@ class Reader(Head):
         seed: of the reading network's initial weights.
     """
 
-    regresses: ClassVar[bool] = True
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
     start: ClassVar[Mapping[str, Any]] = {
         "learner.normalisation": "running",
         "train.outer_lr": 0.001,
@@ -73,7 +73,6 @@ class Reader(Head):
         "train.n_query": 5,
     }
     start_numbers: ClassVar[Mapping[str, Any]] = {
-        "learner.numbers": 1,
         "train.outer_lr": 0.001,
         "train.outer_lr_final": 0.0,
         "train.meta_batch": 25,
