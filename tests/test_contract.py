@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
+from tegu.datasets import Sinusoids
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
@@ -25,6 +26,8 @@ from tegu.models import BatchNorm, StudyTransformer
 from tegu.losses import token_cross_entropy
 from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
 from tegu.models.lstm import Lstm
+from tegu.losses import squared_error
+from tegu.models import BatchNorm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -43,6 +46,7 @@ class Row:
             changes nothing else.
         queries_together: whether the answer to a query may depend on the other
             queries, under a normalisation that leaves them out.
+        causal: whether it predicts each support example from those before it alone.
         kind: of tasks that it is held to, one of `KINDS`.
     """
 
@@ -50,6 +54,7 @@ class Row:
     support_order_matters: bool
     renaming_permutes: bool
     queries_together: bool = False
+    causal: bool = False
     kind: str = "classes"
 
 
@@ -178,6 +183,31 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "in-context": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), n_way=N_WAY, width=8, layers=2, heads=2
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "in-context, one layer, loss on queries": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), n_way=N_WAY, width=8, layers=1, heads=2, every=0.0
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "in-context, numbers": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), numbers=1, width=8, layers=2, heads=2, loss=squared_error
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
+    ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
             model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01
@@ -210,6 +240,21 @@ ROWS = {
         lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, learn_regulariser=False),
         support_order_matters=False,
         renaming_permutes=True,
+    ),
+    "lstm": Row(
+        lambda model: LEARNERS["lstm"](model=wide(model), n_way=N_WAY, width=8, hidden=7),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "lstm, numbers": Row(
+        lambda model: LEARNERS["lstm"](
+            model=wide(model), numbers=1, width=8, hidden=7, layers=1, loss=squared_error
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
     ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
@@ -409,6 +454,37 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "snail": Row(
+        lambda model: LEARNERS["snail"](
+            model=wide(model),
+            n_way=N_WAY,
+            width=8,
+            filters=4,
+            length=10,
+            key_width=(4, 5, 6),
+            value_width=(3, 4, 5),
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "snail, numbers, beyond its convolutions": Row(
+        lambda model: LEARNERS["snail"](
+            model=wide(model),
+            numbers=1,
+            width=8,
+            filters=4,
+            length=3,
+            loss=squared_error,
+            key_width=(4, 5, 6),
+            value_width=(3, 4, 5),
+            every=0.5,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
+    ),
     "tim": Row(
         lambda model: LEARNERS["tim"](model=wide(model), n_way=N_WAY, n_classes=7, rounds=5),
         support_order_matters=False,
@@ -507,12 +583,40 @@ class Kind:
     featured: bool = True
 
 
+class Numbers(nn.Module):
+    """From one number to one; a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dense = (nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.body, self.head = nn.Sequential(*dense), nn.Linear(8, 1)
+        self.unused = nn.Parameter(torch.ones(2))
+        generator = torch.Generator().manual_seed(2)
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+        self.body[2].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+def of_numbers(_toy: ClassDataset) -> Episode:
+    """Four waves, nine points and six queries each."""
+    waves = Sinusoids(n_shot=9, n_query=6, grid_query=False).episodes(torch.arange(4))
+    double: Episode = map_tensors(lambda v: v.double() if v.is_floating_point() else v, waves)
+    return double
+
+
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
     "study": Kind(
         {"transformer": Studying},
         of_words,
         (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
     "sequences": Kind(
         {
             "writer": lambda: writing(Seq2Seq),
@@ -523,6 +627,7 @@ KINDS = {
         padding=5.0,
         featured=False,
     ),
+    "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])
@@ -530,6 +635,7 @@ PAIRS = {
     for model in KINDS[row.kind].models
 }
 classes = pytest.mark.parametrize("pair", [n for n in PAIRS if PAIRS[n][0].kind == "classes"])
+causal = pytest.mark.parametrize("pair", [n for n in PAIRS if PAIRS[n][0].causal])
 featured = pytest.mark.parametrize("pair", [n for n in PAIRS if KINDS[PAIRS[n][0].kind].featured])
 
 
@@ -745,7 +851,8 @@ def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episo
 @featured
 def test_features_leave_the_buffers_of_a_users_model_alone(row: Row, episodes: Episode) -> None:
     model = nn.Module()
-    model.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+    inputs = episodes.query.x.shape[-1]
+    model.body = nn.Sequential(nn.Linear(inputs, 8), nn.BatchNorm1d(8))
     model.double()
     learner = row.make(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -791,3 +898,17 @@ def test_query_order(learner: Learner, episodes: Episode) -> None:
     found = answers(Vectorised(learner), params, shuffled)
     expected = answers(Vectorised(learner), params, episodes)[:, order]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@causal
+def test_a_position_sees_nothing_later(learner: Any, episodes: Episode) -> None:
+    """What is predicted for a support example stays, whatever comes after it."""
+    params, support = trained(learner, episodes), select(episodes, 0).support
+    before = learner.positions(params, support)
+    for t in (0, 4, 7):
+        order = torch.cat([torch.arange(t + 1), torch.arange(t + 1, 9).flip(0)])
+        other = Examples(support.x[order], support.y.flip(0), support.mask)
+        other.y[:t] = support.y[:t]
+        after = learner.positions(params, other)
+        torch.testing.assert_close(after[: t + 1], before[: t + 1], rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(after[t + 1 :], before[t + 1 :], rtol=1e-10, atol=1e-12)

@@ -10,10 +10,12 @@ from tegu.learners.finetune import FineTune
 from tegu.learners.fomaml import Fomaml
 from tegu.learners.head import Head
 from tegu.learners.imaml import IMaml
+from tegu.learners.incontext import InContext
 from tegu.learners.joint import Joint
 from tegu.learners.laplacianshot import LaplacianShot
 from tegu.learners.learner import Learner
 from tegu.learners.lrd2 import LRD2
+from tegu.learners.lstm import Lstm
 from tegu.learners.maml import Maml
 from tegu.learners.mamlpp import MamlPlusPlus
 from tegu.learners.matchingnet import MatchingNet
@@ -26,10 +28,12 @@ from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
 from tegu.learners.r2d2 import R2D2
+from tegu.learners.reader import Reader
 from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
 from tegu.learners.seq2seq import MetaSeq2Seq
 from tegu.learners.simpleshot import SimpleShot
+from tegu.learners.snail import Snail
 from tegu.learners.tim import Tim
 
 LEARNERS: dict[str, type[Learner]] = {
@@ -44,9 +48,11 @@ LEARNERS: dict[str, type[Learner]] = {
         Feat,
         Fomaml,
         IMaml,
+        InContext,
         Joint,
         LaplacianShot,
         LRD2,
+        Lstm,
         Maml,
         MamlPlusPlus,
         MatchingNet,
@@ -63,6 +69,7 @@ LEARNERS: dict[str, type[Learner]] = {
         RelationNet,
         Reptile,
         SimpleShot,
+        Snail,
         Tim,
     )
 }
@@ -82,9 +89,11 @@ __all__ = [
     "Fomaml",
     "Head",
     "IMaml",
+    "InContext",
     "Joint",
     "LaplacianShot",
     "Learner",
+    "Lstm",
     "Maml",
     "MamlPlusPlus",
     "MatchingNet",
@@ -98,8 +107,10 @@ __all__ = [
     "ProtoMaml",
     "ProtoNet",
     "PtMap",
+    "Reader",
     "RelationNet",
     "Reptile",
     "SimpleShot",
+    "Snail",
     "Tim",
 ]

@@ -139,7 +139,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 # What a learner gets from the other sections.
-ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
+ELSEWHERE = ("model", "loss", "n_way", "n_classes", "numbers", "seed")
 SECTIONS = {"train": Train, "engine": Engine, "evaluate": Evaluate}
 NAMED = ("data", "model", "learner")  # sections whose keys depend on their name
 
