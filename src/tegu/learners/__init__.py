@@ -1,9 +1,11 @@
 """One file per algorithm. `LEARNERS` maps the names that recipes use."""
 
 from tegu.learners.anil import Anil
+from tegu.learners.anp import Anp
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
 from tegu.learners.cavia import Cavia
+from tegu.learners.cnp import Cnp
 from tegu.learners.dsn import DSN
 from tegu.learners.feat import Feat
 from tegu.learners.finetune import FineTune
@@ -12,6 +14,7 @@ from tegu.learners.head import Head
 from tegu.learners.imaml import IMaml
 from tegu.learners.joint import Joint
 from tegu.learners.laplacianshot import LaplacianShot
+from tegu.learners.latentnp import Np
 from tegu.learners.learner import Learner
 from tegu.learners.lrd2 import LRD2
 from tegu.learners.maml import Maml
@@ -21,6 +24,7 @@ from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.metasgd import MetaSgd
 from tegu.learners.pretrained import Pretrained
+from tegu.learners.process import Process
 from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
 from tegu.learners.ptmap import PtMap
@@ -29,15 +33,18 @@ from tegu.learners.relationnet import RelationNet
 from tegu.learners.reptile import Reptile
 from tegu.learners.simpleshot import SimpleShot
 from tegu.learners.tim import Tim
+from tegu.learners.tnp import Tnp
 
 LEARNERS: dict[str, type[Learner]] = {
     cls.name: cls
     for cls in (
         Anil,
+        Anp,
         Baseline,
         BaselinePlusPlus,
         Boil,
         Cavia,
+        Cnp,
         DSN,
         Feat,
         Fomaml,
@@ -52,6 +59,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaOptNetRidge,
         MetaOptNetSVM,
         MetaSgd,
+        Np,
         ProtoMaml,
         ProtoNet,
         PtMap,
@@ -60,6 +68,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Reptile,
         SimpleShot,
         Tim,
+        Tnp,
     )
 }
 
@@ -69,10 +78,12 @@ __all__ = [
     "LRD2",
     "R2D2",
     "Anil",
+    "Anp",
     "Baseline",
     "BaselinePlusPlus",
     "Boil",
     "Cavia",
+    "Cnp",
     "Feat",
     "FineTune",
     "Fomaml",
@@ -88,7 +99,9 @@ __all__ = [
     "MetaOptNetRidge",
     "MetaOptNetSVM",
     "MetaSgd",
+    "Np",
     "Pretrained",
+    "Process",
     "ProtoMaml",
     "ProtoNet",
     "PtMap",
@@ -96,4 +109,5 @@ __all__ = [
     "Reptile",
     "SimpleShot",
     "Tim",
+    "Tnp",
 ]

@@ -3,8 +3,19 @@
 from tegu.models.conv4 import Conv4
 from tegu.models.convolution import Conv
 from tegu.models.mlp import Mlp
+from tegu.models.neural_process import NeuralProcess
 from tegu.models.norm import BatchNorm
 from tegu.models.resnet12 import ResNet12
+from tegu.models.tnp import TransformerProcess
 from tegu.models.wrn import WideResNet
 
-__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "WideResNet"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "Mlp",
+    "NeuralProcess",
+    "ResNet12",
+    "TransformerProcess",
+    "WideResNet",
+]

@@ -1,0 +1,75 @@
+"""Attention over a set with padding, and dense layers, as they are where tasks are read as sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """Multi-head scaled dot-product attention of each query to a set.
+
+    Args:
+        query: shape (Q, D).
+        key, value: shape (S, D).
+        mask: shape (S,) bool, the members of the set; others have no weight.
+        heads: H, a divisor of D.
+
+    Returns:
+        Shape (Q, D), the heads beside each other.
+
+    Reference:
+        Vaswani et al. (2017), arXiv:1706.03762, section 3.2, without the projections.
+    """
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (query, key, value))
+    alike = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (H, Q, S)
+    weights = alike.masked_fill(~mask, torch.finfo(alike.dtype).min).softmax(-1)
+    return (weights @ v).transpose(-2, -3).flatten(-2)
+
+
+def dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with torch's usual initial weights, drawn from a generator."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, out_width)
+    for parameter in layer.parameters():
+        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
+    return layer
+
+
+class Dense(nn.Sequential):
+    """Dense layers with ReLU between them: widths from the inputs' to the outputs'."""
+
+    def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [dense(a, b, generator), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+class SelfAttention(nn.Module):
+    """Members of a set look at each other: projections, attention, residual, as in ANPs.
+
+    Args:
+        width: D of the members.
+        heads: H.
+        generator: of the initial weights.
+    """
+
+    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.mixer, self.out = (
+            dense(width, times * width, generator) for times in (3, 1)
+        )
+
+    def forward(self, items: Tensor, mask: Tensor) -> Tensor:
+        """Members (S, D) with their mask (S,) to the same shape."""
+        query, key, value = self.mixer(items).chunk(3, -1)
+        return items + self.out(attend(query, key, value, mask, self.heads))
+
+
+def log_scale(raw: Tensor, least: float) -> Tensor:
+    """Log of a standard deviation above `least`: log(least + (1 - least) softplus(raw))."""
+    return (least + (1 - least) * F.softplus(raw)).log()
