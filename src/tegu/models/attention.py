@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -30,9 +31,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) 
     return (weights @ v).transpose(-2, -3).flatten(-2)
 
 
-def dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
+def dense(
+    in_width: int, out_width: int, generator: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
     """A layer with torch's usual initial weights, drawn from a generator."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, out_width)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, out_width, bias=bias)
     for parameter in layer.parameters():
         parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
     return layer
@@ -43,7 +46,7 @@ class Dense(nn.Sequential):
 
     def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in itertools.pairwise(widths):
             layers += [dense(a, b, generator), nn.ReLU()]
         super().__init__(*layers[:-1])
 
@@ -60,9 +63,9 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
         super().__init__()
         self.heads = heads
-        self.mixer, self.out = (
-            dense(width, times * width, generator) for times in (3, 1)
-        )
+        # Without biases: those of keys would change nothing.
+        self.mixer = dense(width, 3 * width, generator, bias=False)
+        self.out = dense(width, width, generator)
 
     def forward(self, items: Tensor, mask: Tensor) -> Tensor:
         """Members (S, D) with their mask (S,) to the same shape."""

@@ -88,9 +88,10 @@ class NeuralProcess(nn.Module):
                 self.look = SelfAttention(width, heads, make)
         if path == "attention":
             self.place = Dense([in_width, width, width], make)
-            self.query, self.key, self.value, self.out = (
-                dense(width, width, make) for _ in range(4)
+            self.query, self.key, self.value = (
+                dense(width, width, make, bias=False) for _ in range(3)
             )
+            self.out = dense(width, width, make)
         if latent:
             self.read_latent = Dense(read, make)
             if self_attention:

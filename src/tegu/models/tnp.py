@@ -36,9 +36,9 @@ class TransformerProcess(nn.Module):
         arXiv:2207.04179, sections 4.1 and 4.2, and its published code, whose widths are
         the defaults. A token is (x, y), that of a query (x, 0). Differs from them: layers
         are normalised before attention and network, not after, with one more
-        normalisation at the end, so that training needs no warm-up; standard deviations
-        come from a softplus above `least_sd`, not from an exponential; a flag tells
-        queries from examples whose target is 0.
+        normalisation at the end, so that training needs no warm-up; projections have no
+        bias; standard deviations come from a softplus above `least_sd`, not from an
+        exponential; a flag tells queries from examples whose target is 0.
     """
 
     def __init__(
@@ -106,8 +106,8 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm, self.norm_network = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query = dense(width, width, generator)
-        self.key_value = dense(width, 2 * width, generator)
+        self.query = dense(width, width, generator, bias=False)
+        self.key_value = dense(width, 2 * width, generator, bias=False)
         self.out = dense(width, width, generator)
         self.network = Dense([width, hidden, width], generator)
 
