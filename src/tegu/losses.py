@@ -103,3 +103,8 @@ ON_NUMBERS: dict[Loss, tuple[Loss, str]] = {
     squared_error: (squared_error, "mse"),
     gaussian: (log_likelihood, "log-likelihood"),
 }
+
+
+def regresses(loss: Loss) -> bool:
+    """Whether targets are numbers under a loss: one of `ON_NUMBERS`."""
+    return any(loss is one for one in ON_NUMBERS)

@@ -21,7 +21,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import ON_NUMBERS, accuracy, gaussian, moments
+from tegu.losses import ON_NUMBERS, Loss, accuracy, gaussian, moments, regresses
 from tegu.sampling import Tasks
 
 
@@ -55,7 +55,7 @@ class MetaLearned:
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)
         labels: tuple[Hashable, ...] = ()
-        if self.learner.loss in ON_NUMBERS:
+        if regresses(self.learner.loss):
             targets = _inputs(y, "y").to(inputs)
             n = len(targets)
             if targets.ndim != 2:
@@ -113,8 +113,10 @@ class MetaLearned:
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
-        score, metric = ON_NUMBERS.get(self.learner.loss, (accuracy, "accuracy"))
-        settings = {"score": score, "metric": metric, **settings}
+        chosen: tuple[Loss, str] = (accuracy, "accuracy")
+        if regresses(self.learner.loss):
+            chosen = ON_NUMBERS[self.learner.loss]
+        settings = {"score": chosen[0], "metric": chosen[1], **settings}
         return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:

@@ -259,9 +259,9 @@ class GaussianProcesses:
         (x, y, mask), most = self._draws(index), self.n_support[1]
         along = (torch.arange(grid, dtype=x.dtype, device=x.device) + 0.5) / grid
         found, weights = [], []
-        for length in torch.lerp(*(along.new_tensor(v) for v in self.length), along):
-            for scale in torch.lerp(*(along.new_tensor(v) for v in self.scale), along):
-                ones = x.new_ones(len(x))
+        ones = x.new_ones(len(x))
+        for length in self.length[0] + (self.length[1] - self.length[0]) * along:
+            for scale in self.scale[0] + (self.scale[1] - self.scale[0]) * along:
                 one = self._posterior(x, y, mask, Hyper(length * ones, scale * ones, ones))
                 found.append(_log_density(y[:, most:], one))
                 weights.append(one.log_evidence)

@@ -120,4 +120,5 @@ class Block(nn.Module):
         """Tokens (B, width) after looking at the support set's keys and values (S, width)."""
         seen = attend(self.query(self.norm(tokens)), key, value, mask, self.heads)
         tokens = tokens + self.out(seen)
-        return tokens + self.network(self.norm_network(tokens))
+        out: Tensor = tokens + self.network(self.norm_network(tokens))
+        return out
