@@ -28,7 +28,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) 
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (query, key, value))
     alike = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (H, Q, S)
     weights = alike.masked_fill(~mask, torch.finfo(alike.dtype).min).softmax(-1)
-    return (weights @ v).transpose(-2, -3).flatten(-2)
+    out: Tensor = (weights @ v).transpose(-2, -3).flatten(-2)
+    return out
 
 
 def dense(
@@ -70,7 +71,8 @@ class SelfAttention(nn.Module):
     def forward(self, items: Tensor, mask: Tensor) -> Tensor:
         """Members (S, D) with their mask (S,) to the same shape."""
         query, key, value = self.mixer(items).chunk(3, -1)
-        return items + self.out(attend(query, key, value, mask, self.heads))
+        out: Tensor = items + self.out(attend(query, key, value, mask, self.heads))
+        return out
 
 
 def log_scale(raw: Tensor, least: float) -> Tensor:

@@ -6,6 +6,9 @@ variant TNP-D.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -77,13 +80,14 @@ class TransformerProcess(nn.Module):
         Returns:
             "key.0", "value.0", "key.1" and so on, of shape (S, width), and "mask".
         """
-        tokens, found = self.embed(torch.cat([x, y, torch.ones_like(x[:, :1])], -1)), {}
-        for i, block in enumerate(self.blocks):
+        tokens = self.embed(torch.cat([x, y, torch.ones_like(x[:, :1])], -1))
+        found: Layers = {"mask": mask}
+        for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             key, value = block.seen(tokens)
             found |= {f"key.{i}": key, f"value.{i}": value}
             if i + 1 < len(self.blocks):  # nobody looks at the tokens after the last
                 tokens = block(tokens, key, value, mask)
-        return {**found, "mask": mask}
+        return found
 
     def decode(self, found: Layers, x: Tensor) -> Tensor:
         """Queries (Q, in_width) given a support set: mean beside log sd, shape (Q, 2 D)."""
