@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,13 +99,35 @@ def moments(outputs: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
     return mean, (inside + (means - mean[..., None, :]).square().mean(-2)).sqrt()
 
 
-# Losses on targets that are numbers, with the score of each and what that is called.
-ON_NUMBERS: dict[Loss, tuple[Loss, str]] = {
-    squared_error: (squared_error, "mse"),
-    gaussian: (log_likelihood, "log-likelihood"),
+class Measure(NamedTuple):
+    """How answers are judged.
+
+    Attributes:
+        loss: what learners minimise.
+        score: what is reported, one number for a task's outputs and queries.
+        metric: what the score is called.
+    """
+
+    loss: Loss
+    score: Loss
+    metric: str
+
+
+MEASURES = {
+    "classes": Measure(cross_entropy, accuracy, "accuracy"),
+    "numbers": Measure(squared_error, squared_error, "mse"),
+    "likelihood": Measure(gaussian, log_likelihood, "log-likelihood"),  # of numbers
+    "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
 }
+SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent
 
 
 def regresses(loss: Loss) -> bool:
-    """Whether targets are numbers under a loss: one of `ON_NUMBERS`."""
-    return any(loss is one for one in ON_NUMBERS)
+    """Whether targets are numbers under a loss."""
+    return any(loss is MEASURES[name].loss for name in ("numbers", "likelihood"))
+
+
+def measure_of(loss: Loss) -> Measure:
+    """The measure with that loss; that of classes for a loss of your own."""
+    found = (one for one in MEASURES.values() if one.loss is loss)
+    return next(found, MEASURES["classes"])

@@ -21,7 +21,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import ON_NUMBERS, Loss, accuracy, gaussian, moments, regresses
+from tegu.losses import gaussian, measure_of, moments, regresses
 from tegu.sampling import Tasks
 
 
@@ -113,10 +113,8 @@ class MetaLearned:
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
-        chosen: tuple[Loss, str] = (accuracy, "accuracy")
-        if regresses(self.learner.loss):
-            chosen = ON_NUMBERS[self.learner.loss]
-        settings = {"score": chosen[0], "metric": chosen[1], **settings}
+        measure = measure_of(self.learner.loss)
+        settings = {"score": measure.score, "metric": measure.metric, **settings}
         return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import LEARNERS, Anp, Cnp, Learner, Maml, Np, Process, Tnp
+from tegu.learners import Anp, Cnp, Learner, Maml, Np, Process, Tnp
 from tegu.learners.latentnp import divergence
 from tegu.losses import gaussian, log_likelihood
 from tegu.models import Mlp, NeuralProcess, TransformerProcess
@@ -385,10 +385,3 @@ def test_a_learner_of_squared_errors_has_no_distribution() -> None:
 def test_bad_settings_are_refused(make: Callable[[], Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         make()
-
-
-def test_they_are_learners_of_numbers() -> None:
-    for name in SMALL:
-        assert LEARNERS[name].regresses
-        assert LEARNERS[name].probabilistic
-        assert not LEARNERS[name].classifies

@@ -7,8 +7,9 @@ the examples, by its input and theirs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tegu.learners.latentnp import Np
 
@@ -23,3 +24,9 @@ class Anp(Np):
     """
 
     name: ClassVar[str] = "anp"
+    network: ClassVar[Mapping[str, Any]] = {
+        "name": "neural-process",
+        "path": "attention",
+        "latent": 128,
+        "self_attention": True,
+    }

@@ -7,8 +7,9 @@ Garnelo et al. (2018a), Conditional neural processes, arXiv:1807.01613, equation
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tegu.learners.process import Process
 
@@ -23,3 +24,4 @@ class Cnp(Process):
     """
 
     name: ClassVar[str] = "cnp"
+    network: ClassVar[Mapping[str, Any]] = {"name": "neural-process", "path": "mean"}

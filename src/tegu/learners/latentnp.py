@@ -8,8 +8,9 @@ and T the queries:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class Np(Process):
     """
 
     name: ClassVar[str] = "np"
+    network: ClassVar[Mapping[str, Any]] = {"name": "neural-process", "path": "", "latent": 128}
 
     samples: int = 32
 

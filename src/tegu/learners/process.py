@@ -30,8 +30,8 @@ class Process(Learner):
     correlation between queries. The order of the support set does not matter.
     """
 
-    classifies: ClassVar[bool] = False
-    probabilistic: ClassVar[bool] = True
+    targets: ClassVar[tuple[str, ...]] = ("numbers",)
+    measure: ClassVar[str] = "likelihood"
     start_numbers: ClassVar[Mapping[str, Any]] = {
         "train.outer_lr": 0.001,
         "train.meta_batch": 16,

@@ -7,8 +7,9 @@ a normal distribution of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tegu.learners.process import Process
 
@@ -22,3 +23,4 @@ class Tnp(Process):
     """
 
     name: ClassVar[str] = "tnp"
+    network: ClassVar[Mapping[str, Any]] = {"name": "transformer-process"}
