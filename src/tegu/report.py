@@ -385,6 +385,7 @@ DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, SKY, GREEN, RED = "#0072B2", "#E69F00", "#56B4E9", "#009E73", "#D55E00"
+COLOURS = (BLUE, RED, GREEN, ORANGE, SKY)  # of curves side by side
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
