@@ -100,6 +100,7 @@ class ProcessNetwork(Network):
         self_attention: whether support points look at each other.
         encoder_layers: dense layers of the encoder.
         decoder_layers: dense layers of the decoder.
+        frequencies: octaves of sines and cosines of the inputs; 0 for none.
     """
 
     name: ClassVar[str] = "neural-process"
@@ -113,6 +114,7 @@ class ProcessNetwork(Network):
     self_attention: bool = False
     encoder_layers: int = 4
     decoder_layers: int = 4
+    frequencies: int = 0
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         return NeuralProcess(inputs.shape[0], outputs, seed=seed, **vars(self))
@@ -148,6 +150,7 @@ class TransformerProcessNetwork(Network):
         heads: of attention.
         hidden: width of the feed-forward networks.
         embedding_layers: dense layers from an example to its token.
+        frequencies: octaves of sines and cosines of the inputs; 0 for none.
     """
 
     name: ClassVar[str] = "transformer-process"
@@ -159,6 +162,7 @@ class TransformerProcessNetwork(Network):
     heads: int = 4
     hidden: int = 128
     embedding_layers: int = 4
+    frequencies: int = 0
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         return TransformerProcess(inputs.shape[0], outputs, seed=seed, **vars(self))

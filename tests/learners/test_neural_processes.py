@@ -32,15 +32,20 @@ def network(**settings: Any) -> nn.Module:
     return NeuralProcess(2, 2, width=6, heads=HEADS, encoder_layers=3, **settings).double()
 
 
+def transformer(**settings: Any) -> nn.Module:
+    return TransformerProcess(2, 2, width=6, heads=HEADS, layers=3, hidden=5, **settings).double()
+
+
 MAKE: dict[str, Callable[[], Process]] = {
     "cnp": lambda: Cnp(model=network(path="mean")),
     "cnp, self-attention": lambda: Cnp(model=network(path="mean", self_attention=True)),
     "cnp, attention": lambda: Cnp(model=network(path="attention")),
     "np": lambda: Np(model=network(path="", latent=3), samples=4),
+    "np, waves": lambda: Np(model=network(path="", latent=3, frequencies=2), samples=4),
+    "cnp, attention, waves": lambda: Cnp(model=network(path="attention", frequencies=2)),
     "anp": lambda: Anp(model=network(path="attention", latent=3, self_attention=True), samples=4),
-    "tnp": lambda: Tnp(
-        model=TransformerProcess(2, 2, width=6, heads=HEADS, layers=3, hidden=5).double()
-    ),
+    "tnp": lambda: Tnp(model=transformer()),
+    "tnp, waves": lambda: Tnp(model=transformer(frequencies=3)),
 }
 
 
@@ -100,7 +105,11 @@ def split(raw: Tensor) -> Tensor:
     return torch.cat([mean, (LEAST + (1 - LEAST) * torch.log1p(rest.exp())).log()])
 
 
-def latent_of(params: Params, support: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def latent_of(
+    learner: Process, params: Params, support: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    count: int = learner.model.frequencies  # type: ignore[assignment]
+    support = [(waved(x, count), y) for x, y in support]
     items = represented(params, "_latent", support)
     mean, raw = layers(params, "to_latent", sum(items) / len(items)).chunk(2)
     return mean, 0.1 + 0.9 / (1 + torch.exp(-raw))
@@ -153,8 +162,24 @@ def by_transformer(
     return split(layers(params, "head", normed(params, "norm", tokens[-1])))
 
 
+def waved(x: Tensor, count: int) -> Tensor:
+    angles = [math.pi * float(v) / 2 * 2**k for v in x for k in range(count)]
+    return torch.cat(
+        [x, x.new_tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles])]
+    )
+
+
 def reference(learner: Process) -> Callable[..., Tensor]:
-    return by_transformer if isinstance(learner, Tnp) else by_process
+    """The loop over points for the learner's network, inputs waved first."""
+    run = by_transformer if isinstance(learner, Tnp) else by_process
+    count: int = learner.model.frequencies  # type: ignore[assignment]
+
+    def waved_first(
+        params: Params, support: list[tuple[Tensor, Tensor]], query: Tensor, z: Tensor | None
+    ) -> Tensor:
+        return run(params, [(waved(x, count), y) for x, y in support], waved(query, count), z)
+
+    return waved_first
 
 
 def real(half: Examples) -> list[tuple[Tensor, Tensor]]:
@@ -169,7 +194,7 @@ def test_outputs_are_those_of_a_loop_over_points(learner: Process, episodes: Epi
         found = learner.predict(params, state, one.query.x, one.query.mask)
         draws = [None]
         if isinstance(learner, Np):
-            mean, sd = latent_of(params, real(one.support))
+            mean, sd = latent_of(learner, params, real(one.support))
             draws = [
                 mean + sd * keys.normal(keys.fold(KEYS[t], k), 3) for k in range(learner.samples)
             ]
@@ -184,7 +209,7 @@ def test_the_network_alone_answers_with_the_mean_of_its_latent_variable(
 ) -> None:
     params, one = learner.init(), select(episodes, 1)
     found = learner.model(*one.support, one.query.x)
-    z = latent_of(params, real(one.support))[0] if isinstance(learner, Np) else None
+    z = latent_of(learner, params, real(one.support))[0] if isinstance(learner, Np) else None
     for q in range(3):
         expected = reference(learner)(params, real(one.support), one.query.x[q], z)
         assert_close(found[q].detach(), expected, rtol=1e-10, atol=1e-12)
@@ -195,7 +220,10 @@ def plain_loss(learner: Process, params: Params, episode: Episode, key: Tensor) 
     support, query = real(episode.support), real(episode.query)
     z, apart = None, torch.zeros((), dtype=torch.float64)
     if isinstance(learner, Np):
-        prior, told = latent_of(params, support), latent_of(params, support + query)
+        prior, told = (
+            latent_of(learner, params, support),
+            latent_of(learner, params, support + query),
+        )
         z = told[0] + told[1] * keys.normal(key, 3)
         apart = kl_divergence(Independent(Normal(*told), 1), Independent(Normal(*prior), 1))
     total = torch.zeros((), dtype=torch.float64)
@@ -260,7 +288,7 @@ def test_latent_values_are_drawn_from_what_the_support_set_says(episodes: Episod
     learner, one = replace(MAKE["np"](), samples=30_000), select(episodes, 1)
     params = learner.init()
     z = learner.adapt(params, one.support, KEYS[1])["z"]
-    mean, sd = latent_of(params, real(one.support))
+    mean, sd = latent_of(learner, params, real(one.support))
     assert_close(z.mean(0), mean, rtol=0, atol=0.02)
     assert_close(z.std(0), sd, rtol=0.02, atol=0)
     assert_close(torch.corrcoef(z.T), torch.eye(3, dtype=torch.float64), rtol=0, atol=0.03)

@@ -34,6 +34,8 @@ class Process(Learner):
     measure: ClassVar[str] = "likelihood"
     start_numbers: ClassVar[Mapping[str, Any]] = {
         "train.outer_lr": 0.001,
+        "train.n_shot": 10,
+        "train.n_query": 32,
         "train.meta_batch": 16,
         "train.outer_schedule": "cosine",
     }

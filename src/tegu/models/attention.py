@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,6 +74,23 @@ class SelfAttention(nn.Module):
         query, key, value = self.mixer(items).chunk(3, -1)
         out: Tensor = items + self.out(attend(query, key, value, mask, self.heads))
         return out
+
+
+def waves(x: Tensor, count: int) -> Tensor:
+    """Inputs beside their sines and cosines at `count` octaves: (B, W) to (B, W (1 + 2 count)).
+
+    The longest period is 4. Products of two such vectors depend on the distance of their
+    inputs, which is what attention by place needs.
+
+    Reference:
+        Rahimi, Recht (2007), random Fourier features; the octaves are those of Mildenhall
+        et al. (2020), arXiv:2003.08934, section 5.1.
+    """
+    if not count:
+        return x
+    octaves = 2.0 ** torch.arange(count, dtype=x.dtype, device=x.device)
+    angles = (0.5 * math.pi * x.unsqueeze(-1) * octaves).flatten(-2)
+    return torch.cat([x, angles.sin(), angles.cos()], -1)
 
 
 def log_scale(raw: Tensor, least: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tegu.errors import InputError, unknown
-from tegu.models.attention import Dense, SelfAttention, attend, dense, log_scale
+from tegu.models.attention import Dense, SelfAttention, attend, dense, log_scale, waves
 
 PATHS = ("mean", "attention", "")
 SET = dict[str, Tensor]  # what encoding a set gives
@@ -33,6 +33,8 @@ class NeuralProcess(nn.Module):
         self_attention: whether examples look at each other before that (ANP).
         encoder_layers: dense layers from an example to its representation.
         decoder_layers: dense layers from input and representation to outputs.
+        frequencies: octaves of sines and cosines of the inputs, for inputs from about -2 to
+            2; 0 for none, as published.
         least_sd: that a predicted standard deviation stays above.
         seed: of the initial weights.
 
@@ -62,6 +64,7 @@ class NeuralProcess(nn.Module):
         self_attention: bool = False,
         encoder_layers: int = 4,
         decoder_layers: int = 4,
+        frequencies: int = 0,
         least_sd: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -81,13 +84,14 @@ class NeuralProcess(nn.Module):
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width = in_width, out_width
         self.path, self.latent, self.heads, self.least_sd = path, latent, heads, least_sd
-        read = [in_width + out_width, *[width] * encoder_layers]
+        self.frequencies, wide = frequencies, in_width * (1 + 2 * frequencies)
+        read = [wide + out_width, *[width] * encoder_layers]
         if path:
             self.read = Dense(read, make)
             if self_attention:
                 self.look = SelfAttention(width, heads, make)
         if path == "attention":
-            self.place = Dense([in_width, width, width], make)
+            self.place = Dense([wide, width, width], make)
             self.query, self.key, self.value = (
                 dense(width, width, make, bias=False) for _ in range(3)
             )
@@ -97,7 +101,7 @@ class NeuralProcess(nn.Module):
             if self_attention:
                 self.look_latent = SelfAttention(width, heads, make)
             self.to_latent = Dense([width, width, 2 * latent], make)
-        inside = in_width + (width if path else 0) + latent
+        inside = wide + (width if path else 0) + latent
         self.decoder = Dense([inside, *[width] * (decoder_layers - 1), 2 * out_width], make)
 
     def encode(self, x: Tensor, y: Tensor, mask: Tensor) -> SET:
@@ -114,6 +118,7 @@ class NeuralProcess(nn.Module):
         """
         found: SET = self.posterior(x, y, mask) if self.latent else {}
         if self.path:
+            x = waves(x, self.frequencies)
             items = self._represented("", torch.cat([x, y], -1), mask)
             if self.path == "mean":
                 return {**found, "mean": _mean(items, mask)}
@@ -127,7 +132,8 @@ class NeuralProcess(nn.Module):
         "latent_mean" and "latent_sd"; the latter is 0.1 + 0.9 sigmoid, as in the code of Kim
         et al.
         """
-        items = self._represented("_latent", torch.cat([x, y], -1), mask)
+        pairs = torch.cat([waves(x, self.frequencies), y], -1)
+        items = self._represented("_latent", pairs, mask)
         mean, raw = self.to_latent(_mean(items, mask)).chunk(2, -1)
         return {"latent_mean": mean, "latent_sd": 0.1 + 0.9 * raw.sigmoid()}
 
@@ -142,6 +148,7 @@ class NeuralProcess(nn.Module):
         Returns:
             Shape (Q, 2 D).
         """
+        x = waves(x, self.frequencies)
         parts = [x]
         if self.path == "mean":
             parts.append(found["mean"].expand(len(x), -1))

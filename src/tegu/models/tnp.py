@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tegu.errors import InputError
-from tegu.models.attention import Dense, attend, dense, log_scale
+from tegu.models.attention import Dense, attend, dense, log_scale, waves
 
 Layers = dict[str, Tensor]  # keys and values of a support set in each layer, and its mask
 
@@ -32,6 +32,8 @@ class TransformerProcess(nn.Module):
         heads: of each attention.
         hidden: width of the feed-forward networks.
         embedding_layers: dense layers from an example to its token.
+        frequencies: octaves of sines and cosines of the inputs, for inputs from about -2 to
+            2; 0 for none, as published.
         least_sd: that a predicted standard deviation stays above.
         seed: of the initial weights.
 
@@ -54,6 +56,7 @@ class TransformerProcess(nn.Module):
         heads: int = 4,
         hidden: int = 128,
         embedding_layers: int = 4,
+        frequencies: int = 0,
         least_sd: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -64,7 +67,9 @@ class TransformerProcess(nn.Module):
             )
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width, self.least_sd = in_width, out_width, least_sd
-        self.embed = Dense([in_width + out_width + 1, *[width] * embedding_layers], make)
+        self.frequencies = frequencies
+        read = in_width * (1 + 2 * frequencies) + out_width + 1
+        self.embed = Dense([read, *[width] * embedding_layers], make)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, make) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = Dense([width, hidden, 2 * out_width], make)
@@ -80,7 +85,7 @@ class TransformerProcess(nn.Module):
         Returns:
             "key.0", "value.0", "key.1" and so on, of shape (S, width), and "mask".
         """
-        tokens = self.embed(torch.cat([x, y, torch.ones_like(x[:, :1])], -1))
+        tokens = self._tokens(x, torch.cat([y, torch.ones_like(y[:, :1])], -1))
         found: Layers = {"mask": mask}
         for i, block in enumerate(cast("Iterable[Block]", self.blocks)):
             key, value = block.seen(tokens)
@@ -91,12 +96,18 @@ class TransformerProcess(nn.Module):
 
     def decode(self, found: Layers, x: Tensor) -> Tensor:
         """Queries (Q, in_width) given a support set: mean beside log sd, shape (Q, 2 D)."""
-        blank = x.new_zeros(len(x), self.out_width + 1)
-        tokens = self.embed(torch.cat([x, blank], -1))
+        tokens = self._tokens(x, x.new_zeros(len(x), self.out_width + 1))
         for i, block in enumerate(self.blocks):
             tokens = block(tokens, found[f"key.{i}"], found[f"value.{i}"], found["mask"])
-        mean, raw = self.head(self.norm(tokens)).chunk(2, -1)
+        with torch.autocast(x.device.type, enabled=False):
+            mean, raw = self.head(self.norm(tokens)).chunk(2, -1)
         return torch.cat([mean, log_scale(raw, self.least_sd)], -1)
+
+    def _tokens(self, x: Tensor, told: Tensor) -> Tensor:
+        """Whatever the precision of the blocks, numbers enter and leave in full."""
+        with torch.autocast(x.device.type, enabled=False):
+            out: Tensor = self.embed(torch.cat([waves(x, self.frequencies), told], -1))
+            return out
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """A support set and queries to mean beside log standard deviation: shape (Q, 2 D)."""
