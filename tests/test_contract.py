@@ -28,6 +28,7 @@ from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
 from tegu.models.lstm import Lstm
 from tegu.losses import squared_error
 from tegu.models import BatchNorm
+from tegu.models import BatchNorm, NeuralProcess, TransformerProcess
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -98,6 +99,12 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "anp": Row(
+        lambda model: LEARNERS["anp"](model=model, samples=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
+    ),
     "baseline": Row(
         lambda model: LEARNERS["baseline"](
             model=wide(model), n_way=N_WAY, n_classes=7, eval_steps=5, head_lr=0.1
@@ -137,6 +144,12 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "cnp": Row(
+        lambda model: LEARNERS["cnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
     ),
     "feat": Row(
         lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, temperature=4.0),
@@ -326,6 +339,11 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
         kind="study",
+    "np": Row(
+        lambda model: LEARNERS["np"](model=model, samples=2),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
     ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
@@ -491,6 +509,12 @@ ROWS = {
         renaming_permutes=True,
         queries_together=True,
     ),
+    "tnp": Row(
+        lambda model: LEARNERS["tnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
+    ),
 }
 
 
@@ -628,6 +652,50 @@ KINDS = {
         featured=False,
     ),
     "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
+def of_numbers(toy: ClassDataset) -> Episode:
+    """Four episodes of two numbers to two: 9 support rows and 6 queries."""
+    x = keys.uniform(keys.fold(keys.key(3), torch.arange(4)), 30, -1.0, 1.0).unflatten(1, (15, 2))
+    y = torch.stack([(3 * x).sin().sum(-1), x.prod(-1)], -1)
+    dense = [Examples.dense(x[:, rows], y[:, rows]) for rows in (slice(9), slice(9, 15))]
+    return Episode(*dense)
+
+
+def process(**settings: Any) -> Callable[[], nn.Module]:
+    return lambda: NeuralProcess(2, 2, width=8, heads=2, **settings)
+
+
+def transformer() -> nn.Module:
+    return TransformerProcess(2, 2, width=8, heads=2, layers=2, hidden=8)
+
+
+def part_frozen(make: Callable[[], nn.Module], frozen: str) -> tuple[Callable[[], nn.Module], str]:
+    """The model with one parameter frozen, and one that has no use."""
+
+    def made() -> nn.Module:
+        model = make()
+        model.get_parameter(frozen).requires_grad_(False)
+        model.unused = nn.Parameter(torch.ones(3))
+        return model
+
+    return made, frozen
+
+
+MEAN, LATENT = process(path="mean"), process(path="", latent=4)
+ATTENTION: dict[str, Any] = {"path": "attention", "self_attention": True}
+KINDS = {
+    "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "sets": Kind(
+        {"mean": MEAN, "attention": process(**ATTENTION), "transformer": transformer},
+        of_numbers,
+        part_frozen(MEAN, "decoder.0.weight"),
+        featured=False,
+    ),
+    "sets with a latent variable": Kind(
+        {"latent": LATENT, "attention": process(latent=4, **ATTENTION)},
+        of_numbers,
+        part_frozen(LATENT, "decoder.0.weight"),
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])

@@ -47,6 +47,12 @@ def test_sequences() -> None:
     assert tried >= 14
 
 
+def test_neural_processes() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/neural-processes.md"), module_relative=False)
+    assert not failed
+    assert tried >= 6
+
+
 @pytest.fixture
 def nearest_mean(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that CONTRIBUTING adds, registered as its step 2 says."""

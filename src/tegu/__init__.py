@@ -7,6 +7,7 @@
 from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
+    GaussianProcesses,
     Sinusoids,
     load_cifar_fs,
     load_fc100,
@@ -28,6 +29,7 @@ __all__ = [
     "Episode",
     "Examples",
     "FewShotTasks",
+    "GaussianProcesses",
     "InputError",
     "Learner",
     "MetaLearned",

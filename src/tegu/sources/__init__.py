@@ -1,5 +1,6 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
+from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
 from tegu.sources.scan import MutualExclusivity, Scan
@@ -11,6 +12,7 @@ __all__ = [
     "SOURCES",
     "CifarFs",
     "Fc100",
+    "GaussianProcesses",
     "Glyphs",
     "Grammars",
     "Inputs",
@@ -27,6 +29,7 @@ SOURCES: dict[str, type[Source]] = {
     for cls in (
         CifarFs,
         Fc100,
+        GaussianProcesses,
         Glyphs,
         Grammars,
         MutualExclusivity,
