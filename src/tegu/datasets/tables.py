@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -373,12 +374,8 @@ def _below(at: Tensor, number: int, n: int) -> Tensor:
     return (keys.uniform(keys.fold(at, number), 1)[:, 0] * n).long()
 
 
-_tables: dict[torch.device, Tensor] = {}
-
-
+@cache
 def _quantiles(device: torch.device) -> Tensor:
     """Normal quantiles of 65536 equal steps, float32."""
-    if device not in _tables:
-        steps = (torch.arange(65536, device=device, dtype=torch.float64) + 0.5) / 65536
-        _tables[device] = torch.special.ndtri(steps).float()
-    return _tables[device]
+    steps = (torch.arange(65536, device=device, dtype=torch.float64) + 0.5) / 65536
+    return torch.special.ndtri(steps).float()
