@@ -8,6 +8,7 @@ from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
     Sinusoids,
+    SyntheticTables,
     load_cifar_fs,
     load_fc100,
     load_glyphs,
@@ -33,6 +34,7 @@ __all__ = [
     "MetaLearned",
     "Reptile",
     "Sinusoids",
+    "SyntheticTables",
     "datasets",
     "learners",
     "load_cifar_fs",

@@ -9,3 +9,4 @@ from tegu.datasets.omniglot import LakeRuns as LakeRuns
 from tegu.datasets.omniglot import load_lake_runs as load_lake_runs
 from tegu.datasets.omniglot import load_omniglot as load_omniglot
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids
+from tegu.datasets.tables import SyntheticTables as SyntheticTables

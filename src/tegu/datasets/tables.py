@@ -162,7 +162,7 @@ class Shape:
     def used(self) -> Tensor:
         """Which columns a table has, (T, F) bool: 1 to F, fewer more often."""
         u = keys.uniform(keys.fold(self.at, 11), 1) ** 1.5
-        return torch.arange(self.n_features, device=self.at.device) < 1 + u * self.n_features
+        return torch.arange(self.n_features, device=self.at.device) <= u * self.n_features
 
     @property
     def classes(self) -> Tensor:

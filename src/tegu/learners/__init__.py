@@ -20,6 +20,7 @@ from tegu.learners.matchingnet import MatchingNet
 from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.metasgd import MetaSgd
+from tegu.learners.pfn import PFN
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.protomaml import ProtoMaml
 from tegu.learners.protonet import ProtoNet
@@ -52,6 +53,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaOptNetRidge,
         MetaOptNetSVM,
         MetaSgd,
+        PFN,
         ProtoMaml,
         ProtoNet,
         PtMap,
@@ -67,6 +69,7 @@ __all__ = [
     "DSN",
     "LEARNERS",
     "LRD2",
+    "PFN",
     "R2D2",
     "Anil",
     "Baseline",

@@ -5,6 +5,7 @@ from tegu.models.convolution import Conv
 from tegu.models.mlp import Mlp
 from tegu.models.norm import BatchNorm
 from tegu.models.resnet12 import ResNet12
+from tegu.models.tables import TableTransformer
 from tegu.models.wrn import WideResNet
 
-__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "WideResNet"]
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "TableTransformer", "WideResNet"]
