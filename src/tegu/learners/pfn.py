@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from tegu import keys
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.head import exact
@@ -83,10 +83,16 @@ class PFN(Learner):
         """Most columns F."""
         return int(self.model.n_features) // 2  # type: ignore[arg-type]
 
+    def forward(
+        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+    ) -> Tensor:
+        """Scores (B, N) of rows (B, F) of a table of which nothing is known: all alike."""
+        return self._flat(x).new_zeros(len(x), self.n_way)
+
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
-        with exact(self.padded(support.x)) as x:
+        with exact(self._flat(support.x)) as x:
             reading = fitted(x, support.mask)
-            rows = read(reading, x)
+            rows = read(reading, x, self.n_columns)
         columns, classes = self._orders(key, training)
 
         def seen(columns: Tensor, classes: Tensor) -> State:
@@ -106,8 +112,8 @@ class PFN(Learner):
         }
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
-        with exact(self.padded(query)) as x:
-            rows = read(state["reading"], x)
+        with exact(self._flat(query, len(state["reading"]["mean"]))) as x:
+            rows = read(state["reading"], x, self.n_columns)
 
         def scored(memory: State, columns: Tensor, classes: Tensor) -> Tensor:
             scores: Tensor = self._run(params, "forward", ordered(rows, columns), memory)
@@ -133,20 +139,27 @@ class PFN(Learner):
             found.append(torch.stack(orders))
         return found[0], found[1]
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Rows (S, ...) as (S, F), with columns of zeros where there are fewer.
+    def _flat(self, x: Tensor, columns: int = 0) -> Tensor:
+        """Rows (S, ...) as (S, F).
 
         Raises:
-            InputError: there are more.
+            InputError: there are more columns than the network takes, or, where
+                `columns` is given, others than the support set has.
         """
         x = x.flatten(1)
+        if columns and x.shape[1] != columns:
+            raise InputError(
+                f"a table of {x.shape[1]} columns",
+                f"the {columns} of the support set",
+                "Pass the same columns in the same order.",
+            )
         if x.shape[1] > self.n_columns:
             raise InputError(
                 f"a table of {x.shape[1]} columns",
                 f"at most {self.n_columns}, as the network was meta-trained",
                 "Drop columns or take principal components, or meta-train a wider network.",
             )
-        return F.pad(x, (0, self.n_columns - x.shape[1]))
+        return x
 
     def _run(self, params: Params, method: str, *arguments: Any) -> Any:
         part = _Method(self.model, method)
@@ -174,8 +187,8 @@ def fitted(x: Tensor, mask: Tensor) -> Params:
         mask: shape (S,) bool, False where a row only pads.
 
     Returns:
-        `mean` and `gain`, (F,): the latter is 0 for columns that do not vary;
-        `white`, (F, F); `scale`, 0-d.
+        `mean` and `gain`, (F,), the latter 0 for columns that do not vary; `white`,
+        (F, F); and how many columns do vary, 0-d.
     """
     weight = mask.to(x.dtype)[:, None]
     n = weight.sum().clamp(min=1)
@@ -198,18 +211,18 @@ def fitted(x: Tensor, mask: Tensor) -> Params:
     eye = torch.eye(len(gain), dtype=x.dtype, device=x.device)
     shrunk = (1 - share) * among + share * eye
     white = inverse_root(torch.where(varies[:, None] & varies, shrunk, eye))
-    return {
-        "mean": mean,
-        "gain": gain,
-        "white": white,
-        "scale": (len(gain) / columns).sqrt(),
-    }
+    return {"mean": mean, "gain": gain, "white": white, "columns": columns}
 
 
-def read(reading: Params, x: Tensor) -> Tensor:
-    """Rows (Q, F) as the network takes them, (Q, 2F): standardised, and decorrelated."""
+def read(reading: Params, x: Tensor, n_columns: int) -> Tensor:
+    """Rows (Q, F) as the network takes them: standardised, and decorrelated.
+
+    Returns:
+        Shape (Q, 2 n_columns), zero where there are fewer columns.
+    """
     plain = softened((x - reading["mean"]) * reading["gain"])
-    return torch.cat([plain, plain @ reading["white"]], -1) * reading["scale"]
+    forms = [F.pad(form, (0, n_columns - x.shape[1])) for form in (plain, plain @ reading["white"])]
+    return torch.cat(forms, -1) * (n_columns / reading["columns"]).sqrt()
 
 
 def softened(z: Tensor) -> Tensor:
