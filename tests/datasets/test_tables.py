@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from tegu import keys
-from tegu.datasets.tables import CHUNK, FAMILIES, Shape, SyntheticTables
+from tegu.datasets.tables import CHUNK, FAMILIES, Shape, SyntheticTables, _labels
 from tegu.engine.vectorise import map_tensors
 from tegu.episodes import select
 from tegu.errors import InputError
@@ -80,6 +80,18 @@ def test_classes_are_two_to_ten_of_unequal_sizes_and_any_name() -> None:
     two, three, four = 5 / 9, 2 / 9, 2 / 9
     low, mid, top = two / 2 + three / 3 + four / 4, three / 3 + four / 4, four / 4
     assert_close(first, torch.tensor([low, low, mid, top]), atol=0.02, rtol=0)
+
+
+def test_names_of_classes_are_dealt_at_random_and_some_labels_are_wrong() -> None:
+    at, y = keys.fold(keys.key(4), torch.arange(3000)), torch.arange(4).repeat(3000, 10)
+    named = _labels(at, y, torch.full((3000,), 4), 4)
+    for n in range(4):
+        found = torch.bincount(named[:, n], minlength=4) / 3000
+        assert_close(found, torch.full((4,), 0.25), atol=0.04, rtol=0)
+    alike = (named.unflatten(1, (10, 4)) == named[:, None, :4]).all(-1).all(-1)
+    assert abs(float(alike.double().mean()) - 2 / 3) < 0.05
+    right = named.unflatten(1, (10, 4)).mode(1).values.sort(-1).values == torch.arange(4)
+    assert float(right.all(-1).double().mean()) > 0.99
 
 
 def test_ranges_of_a_score_have_the_shares_that_were_drawn() -> None:

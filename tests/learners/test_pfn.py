@@ -138,9 +138,13 @@ def test_answers_are_those_of_plain_passes(learner: PFN, episodes: Episode, view
         assert not absent or float(found[t][:, absent].max()) < -1e30
 
 
-def test_meta_gradient_is_that_of_plain_passes(learner: PFN, episodes: Episode) -> None:
+@pytest.mark.parametrize("views", [1, 3])
+def test_meta_gradient_is_that_of_plain_passes(
+    learner: PFN, episodes: Episode, views: int
+) -> None:
+    """In training there is one view, in a random order."""
     params = learner.init()
-    grads, loss = Vectorised(learner).outer_gradient(params, episodes, KEYS)
+    grads, loss = Vectorised(replace(learner, views=views)).outer_gradient(params, episodes, KEYS)
     losses = []
     for t in range(3):
         one = select(episodes, t)
