@@ -20,7 +20,7 @@ from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm
+from tegu.models import BatchNorm, TableTransformer
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -250,6 +250,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "pfn": Row(
+        lambda model: LEARNERS["pfn"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
+    ),
+    "pfn, three views": Row(
+        lambda model: LEARNERS["pfn"](model=model, views=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
+    ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
             model=model, n_way=N_WAY, inner_steps=2, eval_steps=3, inner_lr=0.1
@@ -394,6 +406,22 @@ class Plain(nn.Module):
         return out
 
 
+def table_network() -> nn.Module:
+    """Reads tables of six columns; no weight is at its first value of zero."""
+    model = TableTransformer(N_WAY, 12, width=8, layers=2, heads=2, hidden=8)
+    generator = torch.Generator().manual_seed(6)
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def partly_frozen_table_network() -> nn.Module:
+    model = table_network()
+    model.unused = nn.Parameter(torch.ones(2))
+    model.vote_key.requires_grad_(False)
+    return model
+
+
 def of_classes(toy: ClassDataset) -> Episode:
     """Four episodes, 3-way 3-shot, two queries a class."""
     double = replace(toy, examples=toy.examples.double())
@@ -422,6 +450,12 @@ class Kind:
 
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "tables": Kind(
+        {"rows": table_network},
+        of_classes,
+        (partly_frozen_table_network, "vote_key"),
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])

@@ -35,7 +35,10 @@ def test_number_i_decides_a_table() -> None:
 @pytest.mark.parametrize("other", [{"split": "meta_test"}, {"seed": 1}])
 def test_splits_and_seeds_have_tables_of_their_own(other: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"n_support": 30, "n_query": 10, "n_features": 12, **other}
-    one, two = SMALL.episodes(torch.arange(4)), SyntheticTables(**settings).episodes(torch.arange(4))
+    one, two = (
+        SMALL.episodes(torch.arange(4)),
+        SyntheticTables(**settings).episodes(torch.arange(4)),
+    )
     for t in range(4):
         assert not torch.allclose(one.query.x[t], two.query.x[t])
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,7 +15,7 @@ import tegu
 from tegu import keys
 from tegu.datasets import SyntheticTables
 from tegu.engine.vectorise import Vectorised, map_tensors
-from tegu.episodes import Episode, Examples, select
+from tegu.episodes import Episode, select
 from tegu.errors import InputError
 from tegu.learners import PFN
 from tegu.learners.pfn import fitted, inverse_root, read
@@ -82,7 +81,9 @@ def test_numbers_of_any_size_are_read_in_32_bits_too() -> None:
     x, _ = raw()
     for size in (1e-25, 1.0, 1e25):
         with np.errstate(all="raise"):
-            reading = fitted(torch.tensor(x / [1e-6, 1, 1, 1e9, 40]).float() * size, torch.ones(40).bool())
+            reading = fitted(
+                torch.tensor(x / [1e-6, 1, 1, 1e9, 40]).float() * size, torch.ones(40).bool()
+            )
             assert bool((reading["gain"] > 0).tolist() == [True, True, False, True, True])
             assert all(bool(value.isfinite().all()) for value in reading.values())
 
@@ -93,7 +94,9 @@ def test_inverse_root_of_badly_conditioned_matrices() -> None:
     for least in (0.5, 0.01):
         values = np.geomspace(least, 32, 32)
         matrix, expected = (q * values) @ q.T, (q / np.sqrt(values)) @ q.T
-        assert_close(inverse_root(torch.tensor(matrix)), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+        assert_close(
+            inverse_root(torch.tensor(matrix)), torch.tensor(expected), rtol=1e-6, atol=1e-6
+        )
 
 
 def by_hand(learner: PFN, episode: Episode, orders: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -139,9 +142,7 @@ def test_answers_are_those_of_plain_passes(learner: PFN, episodes: Episode, view
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_meta_gradient_is_that_of_plain_passes(
-    learner: PFN, episodes: Episode, views: int
-) -> None:
+def test_meta_gradient_is_that_of_plain_passes(learner: PFN, episodes: Episode, views: int) -> None:
     """In training there is one view, in a random order."""
     params = learner.init()
     grads, loss = Vectorised(replace(learner, views=views)).outer_gradient(params, episodes, KEYS)
@@ -219,8 +220,12 @@ def test_a_small_network_learns_the_prior() -> None:
     """On tables it never saw: better than new, and than the votes of shares alone."""
     tasks = SyntheticTables(n_support=40, n_query=20, n_way=3, n_features=4, families=("linear",))
     model = TableTransformer(3, 8, width=16, layers=1, heads=2, hidden=16)
-    learned = tegu.meta_train(PFN(model=model), tasks, meta_iterations=60, meta_batch=16, outer_lr=0.01)
+    learned = tegu.meta_train(
+        PFN(model=model), tasks, meta_iterations=60, meta_batch=16, outer_lr=0.01
+    )
     unseen = replace(tasks, split="meta_test")
     (after,) = learned.evaluate(unseen, episodes=64)
-    (before,) = tegu.MetaLearned(learned.learner, learned.learner.init()).evaluate(unseen, episodes=64)
+    (before,) = tegu.MetaLearned(learned.learner, learned.learner.init()).evaluate(
+        unseen, episodes=64
+    )
     assert after.value > before.value + 0.05

@@ -47,7 +47,9 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def reference(net: TableTransformer, rows: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
-    known = [net.row @ r + net.row_shift + net.classes[y] for r, y in zip(rows, classes)]
+    known = [
+        net.row @ r + net.row_shift + net.classes[y] for r, y in zip(rows, classes, strict=True)
+    ]
     tokens = known + [net.row @ r + net.row_shift for r in asked]
     S = len(known)
     for b in net.blocks:
@@ -55,12 +57,12 @@ def reference(net: TableTransformer, rows: Tensor, classes: Tensor, asked: Tenso
         keys = [b.both[:WIDTH] @ n for n in before[:S]]
         values = [b.both[WIDTH:] @ n for n in before[:S]]
         after = []
-        for token, n in zip(tokens, before):
+        for token, n in zip(tokens, before, strict=True):
             mixed = []
             for head in range(HEADS):
                 weights = attention(b.query @ n, keys, head)
                 part = slice(head * WIDTH // HEADS, (head + 1) * WIDTH // HEADS)
-                mixed.append(sum(w * v[part] for w, v in zip(weights, values)))
+                mixed.append(sum(w * v[part] for w, v in zip(weights, values, strict=True)))
             token = token + b.mix @ torch.cat(mixed)
             inner = gelu(b.wide @ normed(token, b.norm2, b.norm2_shift) + b.wide_shift)
             after.append(token + b.narrow @ inner + b.narrow_shift)
@@ -71,7 +73,7 @@ def reference(net: TableTransformer, rows: Tensor, classes: Tensor, asked: Tenso
     for t in last[S:]:
         share = torch.zeros(net.n_way, dtype=t.dtype)
         for head in range(HEADS):
-            for w, y in zip(attention(net.vote_query @ t, keys, head), classes):
+            for w, y in zip(attention(net.vote_query @ t, keys, head), classes, strict=True):
                 share[y] += w / HEADS
         scores.append(net.read @ t + net.read_shift + torch.log(share + 1e-3))
     return torch.stack(scores)

@@ -331,7 +331,7 @@ def _correlated(shape: Shape, x: Tensor) -> Tensor:
 
 def _columns(at: Tensor, x: Tensor) -> Tensor:
     """Columns as tables have them: warped, in levels, noise, of any scale."""
-    T, L, F = x.shape
+    _, L, F = x.shape
     shape = Shape(at, L, 2, F)
     x = _standard(x).clamp(-5, 5)
     kind, strength = shape.uniform(100, 1, F), shape.uniform(101, 1, F)
@@ -378,4 +378,5 @@ def _below(at: Tensor, number: int, n: int) -> Tensor:
 def _quantiles(device: torch.device) -> Tensor:
     """Normal quantiles of 65536 equal steps, float32."""
     steps = (torch.arange(65536, device=device, dtype=torch.float64) + 0.5) / 65536
-    return torch.special.ndtri(steps).float()
+    quantiles: Tensor = torch.special.ndtri(steps).float()
+    return quantiles

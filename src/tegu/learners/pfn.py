@@ -84,7 +84,13 @@ class PFN(Learner):
         return int(self.model.n_features) // 2  # type: ignore[arg-type]
 
     def forward(
-        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+        self,
+        params: Params,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        training: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Scores (B, N) of rows (B, F) of a table of which nothing is known: all alike."""
         return self._flat(x).new_zeros(len(x), self.n_way)

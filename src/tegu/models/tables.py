@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,30 +58,14 @@ class TableTransformer(nn.Module):
             )
         self.n_way, self.n_features, self.heads = n_way, n_features, heads
         generator = torch.Generator().manual_seed(seed)
-
-        def drawn(*shape: int, scale: float | None = None) -> nn.Parameter:
-            bound = shape[-1] ** -0.5 * math.sqrt(3) if scale is None else scale
-            return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
-
-        def filled(*shape: int, value: float = 0.0) -> nn.Parameter:
-            return nn.Parameter(torch.full(shape, value))
-
-        self.row = drawn(width, n_features)
-        self.row_shift = filled(width)
-        self.classes = drawn(n_way, width, scale=0.5)
-        self.blocks = nn.ModuleList()
-        for _ in range(layers):
-            block = nn.Module()
-            block.norm, block.norm_shift = filled(width, value=1.0), filled(width)
-            block.query, block.both = drawn(width, width), drawn(2 * width, width)
-            block.mix = filled(width, width)
-            block.norm2, block.norm2_shift = filled(width, value=1.0), filled(width)
-            block.wide, block.wide_shift = drawn(hidden, width), filled(hidden)
-            block.narrow, block.narrow_shift = filled(width, hidden), filled(width)
-            self.blocks.append(block)
-        self.last, self.last_shift = filled(width, value=1.0), filled(width)
-        self.vote_query, self.vote_key = drawn(width, width), drawn(width, width)
-        self.read, self.read_shift = filled(n_way, width), filled(n_way)
+        self.row = _drawn(generator, width, n_features)
+        self.row_shift = _filled(width)
+        self.classes = _drawn(generator, n_way, width, bound=0.5)
+        self.blocks = nn.ModuleList(_Block(width, hidden, heads, generator) for _ in range(layers))
+        self.last, self.last_shift = _filled(width, value=1.0), _filled(width)
+        self.vote_query = _drawn(generator, width, width)
+        self.vote_key = _drawn(generator, width, width)
+        self.read, self.read_shift = _filled(n_way, width), _filled(n_way)
 
     def remember(self, rows: Tensor, classes: Tensor, mask: Tensor) -> Memory:
         """What queries need of the known rows.
@@ -101,11 +83,9 @@ class TableTransformer(nn.Module):
         tokens = F.linear(rows, self.row, self.row_shift) + member @ self.classes
         kept = []
         for block in self.blocks:
-            normed = self._normed(tokens, block.norm, block.norm_shift)
-            both = F.linear(normed, block.both)
+            tokens, both = block(tokens, mask)
             kept.append(both)
-            tokens = self._layer(block, tokens, normed, both, mask)
-        last = self._normed(tokens, self.last, self.last_shift)
+        last = _normed(tokens, self.last, self.last_shift)
         votes = F.linear(last, self.vote_key)
         return {"layers": torch.stack(kept), "keys": votes, "votes": member, "mask": mask}
 
@@ -114,36 +94,72 @@ class TableTransformer(nn.Module):
         mask = memory["mask"]
         tokens = F.linear(rows, self.row, self.row_shift)
         for block, both in zip(self.blocks, memory["layers"], strict=True):
-            normed = self._normed(tokens, block.norm, block.norm_shift)
-            tokens = self._layer(block, tokens, normed, both, mask)
-        last = self._normed(tokens, self.last, self.last_shift)
+            tokens, _ = block(tokens, mask, both)
+        last = _normed(tokens, self.last, self.last_shift)
         read = F.linear(last, self.read, self.read_shift)
-        weights = self._weights(F.linear(last, self.vote_query), memory["keys"], mask)
+        query = F.linear(last, self.vote_query)
+        weights = _weights(_split(query, self.heads), _split(memory["keys"], self.heads), mask)
         share = weights.mean(0) @ memory["votes"].to(weights.dtype)
         dtype = torch.promote_types(share.dtype, torch.float32)
         scores = read.to(dtype) + torch.log(share.to(dtype) + 1e-3)
         present = memory["votes"].sum(0) > 0
         return scores.masked_fill(~present, torch.finfo(scores.dtype).min)
 
-    def _layer(
-        self, block: nn.Module, tokens: Tensor, normed: Tensor, both: Tensor, mask: Tensor
-    ) -> Tensor:
-        key, value = both.chunk(2, -1)
-        weights = self._weights(F.linear(normed, block.query), key, mask)
-        mixed = (weights.to(value.dtype) @ self._split(value)).transpose(0, 1).flatten(1)
-        tokens = tokens + F.linear(mixed, block.mix)
-        normed = self._normed(tokens, block.norm2, block.norm2_shift)
-        wide = F.gelu(F.linear(normed, block.wide, block.wide_shift), approximate="tanh")
-        return tokens + F.linear(wide, block.narrow, block.narrow_shift)
 
-    def _weights(self, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-        """Attention (heads, Q, S) to the rows that `mask` marks."""
-        query, key = self._split(query), self._split(key)
-        alike = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        return alike.masked_fill(~mask, torch.finfo(alike.dtype).min).softmax(-1)
+class _Block(nn.Module):
+    """A layer: attention to the known rows, then a dense network, both added."""
 
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (heads, rows, width / heads)
+    def __init__(self, width: int, hidden: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_shift = _filled(width, value=1.0), _filled(width)
+        self.query = _drawn(generator, width, width)
+        self.both = _drawn(generator, 2 * width, width)  # keys, then values
+        self.mix = _filled(width, width)
+        self.norm2, self.norm2_shift = _filled(width, value=1.0), _filled(width)
+        self.wide, self.wide_shift = _drawn(generator, hidden, width), _filled(hidden)
+        self.narrow, self.narrow_shift = _filled(width, hidden), _filled(width)
 
-    def _normed(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], gain, shift)
+    def forward(
+        self, tokens: Tensor, mask: Tensor, both: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (Q, width) after the layer, and the keys and values (S, 2 width) they saw.
+
+        These are of the known rows; None: the tokens are these rows.
+        """
+        normed = _normed(tokens, self.norm, self.norm_shift)
+        if both is None:
+            both = F.linear(normed, self.both)
+        query = F.linear(normed, self.query)
+        query, key, value = (_split(x, self.heads) for x in (query, *both.chunk(2, -1)))
+        weights = _weights(query, key, mask)
+        mixed = (weights.to(value.dtype) @ value).transpose(0, 1).flatten(1)
+        tokens = tokens + F.linear(mixed, self.mix)
+        normed = _normed(tokens, self.norm2, self.norm2_shift)
+        wide = F.gelu(F.linear(normed, self.wide, self.wide_shift), approximate="tanh")
+        return tokens + F.linear(wide, self.narrow, self.narrow_shift), both
+
+
+def _weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """Attention (heads, Q, S) to the rows that `mask` marks."""
+    alike = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return F.softmax(alike.masked_fill(~mask, torch.finfo(alike.dtype).min), -1)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(rows, width) to (heads, rows, width / heads)."""
+    return x.view(len(x), heads, -1).transpose(0, 1)
+
+
+def _normed(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], gain, shift)
+
+
+def _drawn(generator: torch.Generator, *shape: int, bound: float = 0.0) -> nn.Parameter:
+    """Uniform within the bound, or so that inputs of variance 1 give outputs of variance 1."""
+    bound = bound or (3 / shape[-1]) ** 0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator))
+
+
+def _filled(*shape: int, value: float = 0.0) -> nn.Parameter:
+    return nn.Parameter(torch.full(shape, value))
