@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, text in {
         "--learner": "algorithm",
-        "--data": "data set: glyphs, omniglot, cifar-fs, fc100 or sinusoids",
-        "--model": "network: conv4, mlp, resnet12 or wrn",
+        "--data": "data set: glyphs, omniglot or sinusoids, say; a wrong name lists all",
+        "--model": "network: conv4 or mlp, say; a wrong name lists all",
         "--meta-iterations": "outer updates",
         "--seed": "seed of everything random",
         "--precision": "fp32 or bf16",

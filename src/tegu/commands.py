@@ -105,7 +105,7 @@ def _labelled(cells: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]:
 
 def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
     rows = [(one["protocol"]["learner"], one["value"], one["ci95"]) for one in cells]
-    metric = job.score[1]
+    metric = job.measure.metric
     report.comparison(
         rows,
         path,
@@ -130,7 +130,8 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
     job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
     checkpoint = _checkpoint_of(arguments.run, recipe)
     params = fitting(checkpoint.params, job.learner, where=arguments.run / CHECKPOINT)
-    device = "cpu" if job.regression else job.recipe.engine.device  # waves are drawn there
+    # Tasks that are made rather than read are made on the CPU.
+    device = job.recipe.engine.device if job.targets == "classes" else "cpu"
     params = {k: v.to(device) for k, v in params.items()}
     cells = _score(job, params)
     document = report.result_document(
@@ -340,7 +341,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
 
 
 def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, list[Path]]:
-    recipe, metric = job.recipe, job.score[1]
+    recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
@@ -356,7 +357,7 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
         chance = 1 / recipe.train.n_way if metric == "accuracy" else None
         title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
         report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
-    if job.regression:
+    if job.recipe.data.name == "sinusoids":
         pictures.append(folder / "fit.png")
         _picture_fit(job, params, pictures[-1])
     return params, last, pictures
@@ -372,7 +373,7 @@ def _score(job: Job, params: Params) -> list[dict[str, Any]]:
     settings = job.recipe.evaluate
     groups = {alike(cell) for cell in settings.cells}
     total = len(groups) * settings.episodes
-    metric = job.score[1]
+    metric = job.measure.metric
     with bar(f"evaluate {job.recipe.name}", total, unit="episodes") as tell:
         found = job.evaluate(
             params,
@@ -393,7 +394,7 @@ def _score(job: Job, params: Params) -> list[dict[str, Any]]:
 
 def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: str) -> Result:
     settings = job.recipe.evaluate
-    score, metric = job.score
+    _, score, metric = job.measure
     tasks = job.tasks(settings.split, n_shot=cell.n_shot, n_query=cell.n_query, seed=settings.seed)
     with bar(title, settings.episodes, unit="episodes") as tell:
         (result,) = evaluate(
@@ -415,10 +416,10 @@ def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
     together = {"transductive": True} if job.learner.transductive else {}
     return {
         "data": job.recipe.data.name,
-        "within": "group" if job.recipe.data.within else None,
-        "n_way": None if job.regression else cell.n_way or job.recipe.train.n_way,
+        "n_way": (cell.n_way or job.recipe.train.n_way) if job.targets == "classes" else None,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
+        **job.recipe.data.protocol(),
         **together,
     }
 

@@ -73,7 +73,7 @@ class Budget:
 
 def contenders() -> list[str]:
     """Learners of classes, by name."""
-    return sorted(name for name, cls in LEARNERS.items() if cls.classifies)
+    return sorted(name for name, cls in LEARNERS.items() if "classes" in cls.targets)
 
 
 def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,3 +51,25 @@ def exact_match(outputs: Tensor, target: Examples) -> Tensor:
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:
     """Share of right answers, 0 to 1: outputs (S, N), target.y (S,)."""
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
+
+
+class Measure(NamedTuple):
+    """How answers are judged.
+
+    Attributes:
+        loss: what learners minimise.
+        score: what is reported, one number for a task's outputs and queries.
+        metric: what the score is called.
+    """
+
+    loss: Loss
+    score: Loss
+    metric: str
+
+
+MEASURES = {
+    "classes": Measure(cross_entropy, accuracy, "accuracy"),
+    "numbers": Measure(squared_error, squared_error, "mse"),
+    "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
+}
+SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent

@@ -29,6 +29,7 @@ from torch import Tensor
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError, unknown
+from tegu.losses import SHARES
 
 PROTOCOL = (
     "data",
@@ -170,7 +171,7 @@ def _figure(what: str, value: Any, metric: str) -> None:
         raise InputError(f"{what} is {value!r}", "a finite number", "Evaluate again.")
     if what.startswith(("ci95", "the interval")) and value < 0:
         raise InputError(f"{what} is {value}", "0 or more", "Pass the half-width.")
-    if metric == "accuracy" and not 0 <= value <= 1:
+    if metric in SHARES and not 0 <= value <= 1:
         raise InputError(f"{what} is {value}", "an accuracy from 0 to 1", "Divide per cent by 100.")
 
 
@@ -344,7 +345,7 @@ def _said(value: Any) -> str:
 def _value(item: dict[str, Any]) -> str:
     if item["ci95"] is None:
         return shown(item["value"], item["metric"])
-    if item["metric"] == "accuracy":
+    if item["metric"] in SHARES:
         return f"{100 * item['value']:.2f} ± {100 * item['ci95']:.2f} %"
     return f"{item['value']:.4g} ± {item['ci95']:.2g}"
 
@@ -367,7 +368,7 @@ def shown(value: float | None, metric: str) -> str:
     """A figure as people read it: "95.39 %" for 0.9539 of accuracy, else the number."""
     if value is None:
         return ""
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.3g}"
+    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -445,8 +446,8 @@ def learning_curve(
         raise InputError("no metrics", "one row or more", "Train with validate_every above 0.")
     from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-    scale = 100 if metric == "accuracy" else 1
-    name = "validation accuracy, %" if metric == "accuracy" else f"validation {metric}"
+    scale = 100 if metric in SHARES else 1
+    name = f"validation {metric}, %" if metric in SHARES else f"validation {metric}"
     curves = [
         (name, _points(metrics, "validation", scale), BLUE),
         ("training loss", _points(metrics, "loss", 1), FAINT),
@@ -543,7 +544,7 @@ def comparison(
     for name, value, ci95 in rows:
         _figure(f"the value of '{name}'", value, metric)
         _figure(f"the interval of '{name}'", ci95, metric)
-    percent = metric == "accuracy"
+    percent = metric in SHARES
     scale, best = (100 if percent else 1), highlight or rows[-1][0]
     with _picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
         axes = figure.subplots()

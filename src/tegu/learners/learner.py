@@ -92,8 +92,9 @@ class Learner:
     name: ClassVar[str]
     tracks: ClassVar[bool] = False  # whether running statistics are meta-learned
     headless: ClassVar[bool] = False  # whether the model is asked for features alone
-    classifies: ClassVar[bool] = True  # whether targets may be classes, named anew in each task
-    regresses: ClassVar[bool] = True  # whether targets may be numbers
+    # What targets may be: classes (named anew in each task), numbers, sequences or samples.
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
+    measure: ClassVar[str] = ""  # of `tegu.losses.MEASURES`, where it is not that of the targets
     # Settings to start from, by dotted key of a recipe: for classes, and for numbers.
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
     start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
