@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.models import Conv4, Mlp, ResNet12, TableTransformer, WideResNet
 from tegu.sources import Inputs
 
 
@@ -18,7 +18,7 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables".
     """
 
     name: ClassVar[str]
@@ -99,6 +99,37 @@ class ResNet12Network(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableNetwork(Network):
+    """A transformer over the rows of a table.
+
+    Args:
+        width: of a token.
+        layers: of attention and a dense network each.
+        heads: of attention.
+        hidden: width of the dense networks.
+    """
+
+    name: ClassVar[str] = "table-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tables",)
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 256
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return TableTransformer(
+            outputs,
+            2 * inputs.shape[0],  # two forms of each column
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            hidden=self.hidden,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrnNetwork(Network):
     """A wide residual network.
 
@@ -125,6 +156,7 @@ NETWORKS: dict[str, type[Network]] = {
         Conv4Network,
         MlpNetwork,
         ResNet12Network,
+        TableNetwork,
         WrnNetwork,
     )
 }

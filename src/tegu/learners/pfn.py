@@ -59,11 +59,11 @@ class PFN(Learner):
     """
 
     name: ClassVar[str] = "pfn"
-    regresses: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("table classes",)
     start: ClassVar[Mapping[str, Any]] = {
         "train.outer_lr": 0.001,
         "train.meta_batch": 16,
-        "train.n_query": 5,
+        "train.outer_schedule": "cosine",
     }
 
     views: int = 1

@@ -3,6 +3,7 @@
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
@@ -13,6 +14,7 @@ __all__ = [
     "Omniglot",
     "Sinusoids",
     "Source",
+    "Tables",
 ]
 
 SOURCES: dict[str, type[Source]] = {
@@ -23,5 +25,6 @@ SOURCES: dict[str, type[Source]] = {
         Glyphs,
         Omniglot,
         Sinusoids,
+        Tables,
     )
 }
