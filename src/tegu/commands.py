@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
+from tegu import compare, recipes, report
 from tegu import leaderboard as board
-from tegu import recipes, report
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -25,6 +26,7 @@ from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.leaderboard import Budget
+from tegu.learners import LEARNERS
 from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
@@ -186,6 +188,47 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
             pictures.append(folder / f"{data}-{n_shot}-shot.png")
             _picture_board(document, data, n_shot, pictures[-1])
     text = [report.table(document["cells"]), *_listed(pictures), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Learners side by side, each in a process of its own."""
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(compare.Budget)}
+    budget, names = compare.Budget(**given), arguments.learners
+    data = arguments.data
+    if data is None:
+        able = compare.common(names)
+        if not able:
+            told = [f"{name} learns {' or '.join(LEARNERS[name].targets)}" for name in names]
+            raise InputError(
+                f"a comparison of {' and '.join(names)}, which learn no common kind of task",
+                "learners with targets in common",
+                f"Take others: {', '.join(told)}.",
+            )
+        data = able[0]
+    folder = arguments.run or Path("runs/compare")
+    shared = Path("benchmarks/results")
+    name = f"compare-{'-'.join(names)}.json"
+    output = arguments.output or (shared if shared.is_dir() else folder) / name
+    _check_output(output)
+    words = [f" --data {data}" if arguments.data else ""]
+    for key, default in vars(compare.Budget()).items():
+        if (value := given[key]) != default:
+            words.append(f" --{key} {value:g}" if key == "seconds" else f" --{key} {value}")
+    with bar("compare", len(names), unit="learners") as tell:
+        document, entries = compare.run(
+            names,
+            data,
+            budget,
+            folder,
+            data_dir=arguments.data_dir,
+            command=f"tegu compare {' '.join(names)}{''.join(words)}",
+            progress=lambda done, _total, note: tell(done, note),
+        )
+    report.write_result(output, document)
+    picture = folder / f"{data}-{'-'.join(names)}.png"
+    compare.draw(entries, picture, title=f"{' and '.join(names)} on {data}")
+    text = [compare.table(entries, budget), *_listed([picture]), f"result: {output}"]
     return document, "\n".join(text)
 
 
@@ -559,6 +602,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "evaluate": evaluate_run,
     "reproduce": reproduce,
     "leaderboard": leaderboard,
+    "compare": compare_learners,
     "recipes": list_recipes,
     "info": info,
 }

@@ -385,6 +385,7 @@ DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, SKY, GREEN, RED = "#0072B2", "#E69F00", "#56B4E9", "#009E73", "#D55E00"
+COLOURS = (BLUE, RED, GREEN, ORANGE, SKY)  # of curves side by side
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -409,7 +410,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
+def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     """An empty figure of `size` inches with the house's style, written at the end."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -455,7 +456,7 @@ def learning_curve(
     curves = [curve for curve in curves if curve[1][0]]
     if not curves:
         raise InputError("metrics without a finite figure", "a loss or more", "Lower outer_lr.")
-    with _picture(path, title, (7.5, 4.8 if len(curves) == 2 else 3.2)) as figure:
+    with picture(path, title, (7.5, 4.8 if len(curves) == 2 else 3.2)) as figure:
         ratios = [3, 1.3][: len(curves)]
         panels = figure.subplots(len(curves), sharex=True, squeeze=False, height_ratios=ratios)
         for axes, (label, (x, y), colour) in zip(panels[:, 0], curves, strict=True):
@@ -546,7 +547,7 @@ def comparison(
         _figure(f"the interval of '{name}'", ci95, metric)
     percent = metric in SHARES
     scale, best = (100 if percent else 1), highlight or rows[-1][0]
-    with _picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
+    with picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
         axes = figure.subplots()
         for at, (name, value, ci95) in enumerate(rows):
             colour = BLUE if name == best else "#A9B4BC"
@@ -592,7 +593,7 @@ def tradeoff(
         if not 0 < cost < math.inf:
             raise InputError(f"the cost of '{name}' is {cost}", "above 0", "Time it again.")
     ordered = sorted(rows, key=lambda row: -row[1])
-    with _picture(path, title, (8.5, 6.0)) as figure:
+    with picture(path, title, (8.5, 6.0)) as figure:
         axes = figure.subplots()
         for name, value, ci95, cost in ordered:
             first = name == ordered[0][0]
@@ -680,7 +681,7 @@ def episode(
     # A thin empty row parts the two halves.
     heights = [1.0] * above + [0.22] + [1.0] * below
     size = (1.15 + 1.3 * len(classes), 0.95 + 1.32 * (above + below))
-    with _picture(path, title, size) as figure:
+    with picture(path, title, size) as figure:
         grid = figure.add_gridspec(
             len(heights),
             len(classes) + 1,
@@ -776,7 +777,7 @@ def sinusoid_fit(
     down = -(-tasks // across)
     size = (2.9 * across + 1.5 if across > 1 else 6.5, 0.85 + 2.5 * down)
     colours = [RED, ORANGE, SKY, GREEN][: max(len(curves) - 1, 0)] + [BLUE] * bool(curves)
-    with _picture(path, title, size) as figure:
+    with picture(path, title, size) as figure:
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         limit = 1.15 * max(float(t.abs().max()) for t in (y, seen, *(c for _, c in curves)))
         for t, axes in enumerate(panels.flat):

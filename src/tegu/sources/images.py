@@ -105,6 +105,7 @@ class Omniglot(Ink):
     """
 
     name: ClassVar[str] = "omniglot"
+    downloads: ClassVar[bool] = True
     # The partition that has a validation split.
     start: ClassVar[Mapping[str, Any]] = {"data.partition": "vinyals"}
 
@@ -128,6 +129,7 @@ class CifarFs(Images):
     """CIFAR-100 photographs in the split of Bertinetto et al."""
 
     name: ClassVar[str] = "cifar-fs"
+    downloads: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
@@ -139,6 +141,7 @@ class Fc100(Images):
     """CIFAR-100 photographs split by superclass."""
 
     name: ClassVar[str] = "fc100"
+    downloads: ClassVar[bool] = True
     shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:

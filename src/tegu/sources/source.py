@@ -49,6 +49,7 @@ class Source:
         network: section [model] of a recipe that names none.
         start: settings to start from, by dotted key of a recipe.
         cells: figures of a recipe to start from, where these are not by class and shot.
+        downloads: whether it needs files that do not come with tegu.
 
     Args:
         validation: split of the progress figure; "": the usual one.
@@ -59,6 +60,7 @@ class Source:
     network: ClassVar[Mapping[str, Any]] = {"name": "conv4"}
     start: ClassVar[Mapping[str, Any]] = {}
     cells: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    downloads: ClassVar[bool] = False
 
     validation: str = ""
 
