@@ -11,7 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.testing import assert_close
 
 from tegu import keys
-from tegu.datasets.tables import CHUNK, FAMILIES, Shape, SyntheticTables, _labels
+from tegu.datasets.tables import CHUNK, FAMILIES, Shape, SyntheticTables, _labels, _parts
 from tegu.engine.vectorise import map_tensors
 from tegu.episodes import select
 from tegu.errors import InputError
@@ -106,6 +106,12 @@ def test_ranges_of_a_score_have_the_shares_that_were_drawn() -> None:
         assert_close(found, shares[t], atol=0.002, rtol=0)
         order = score[t].argsort()
         assert bool((y[t][order].diff() >= 0).all())
+
+
+def test_classes_are_one_two_or_three_gaussians_alike() -> None:
+    shape = Shape(keys.fold(keys.key(5), torch.arange(3000)), 60, 4, 3)
+    most = _parts(shape, 3).amax(1)
+    assert_close(torch.bincount(most) / 3000, torch.full((3,), 1 / 3), atol=0.03, rtol=0)
 
 
 def test_normal_numbers_are_normal() -> None:

@@ -244,10 +244,16 @@ def _clusters(shape: Shape) -> tuple[Tensor, Tensor]:
     apart = shape.scale(33, 0.7, 5.0) * shape.used.sum(-1).float()[:, None, None] ** -0.25
     centres = shape.normal(34, shape.n_way * each, F) * apart
     centres = centres * (shape.uniform(35, 1, F) < shape.uniform(36, 1, 1, low=0.3, high=1.5))
-    which = (shape.uniform(37, shape.rows) * (1 + shape.uniform(38, 1) * each)).long()
+    which = _parts(shape, each)
     spread = torch.exp(0.5 * shape.normal(39, shape.n_way, F) * shape.uniform(40, 1, 1))
     noise = _correlated(shape, shape.normal(41, shape.rows, F))
-    return _rows(centres, y * each + which.clamp(max=each - 1)) + noise * _rows(spread, y), y
+    return _rows(centres, y * each + which) + noise * _rows(spread, y), y
+
+
+def _parts(shape: Shape, most: int) -> Tensor:
+    """Which Gaussian of its class a row is from, (T, L): all classes have 1 to `most` alike."""
+    each = 1 + (shape.uniform(38, 1) * most).long()
+    return (shape.uniform(37, shape.rows) * each).long()
 
 
 def _linear(shape: Shape) -> tuple[Tensor, Tensor]:
