@@ -775,8 +775,8 @@ CASES = {
     ),
     "targets of another width": Case(
         lambda place: regression().adapt([[0.0], [1.0]], [[0.0, 1.0], [0.0, 1.0]]),
-        "y has 2 columns for a model with 1 outputs",
-        "a column for each output",
+        "y has 2 columns for a model of 1 targets",
+        "a column for each",
         "Reshape y",
     ),
     "targets that are infinite": Case(

@@ -1,16 +1,19 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
+from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
 from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
     "CifarFs",
     "Fc100",
+    "GaussianProcesses",
     "Glyphs",
     "Grammars",
     "Inputs",
@@ -20,6 +23,7 @@ __all__ = [
     "ScanStudy",
     "Sinusoids",
     "Source",
+    "Tables",
 ]
 
 SOURCES: dict[str, type[Source]] = {
@@ -27,6 +31,7 @@ SOURCES: dict[str, type[Source]] = {
     for cls in (
         CifarFs,
         Fc100,
+        GaussianProcesses,
         Glyphs,
         Grammars,
         MutualExclusivity,
@@ -34,5 +39,6 @@ SOURCES: dict[str, type[Source]] = {
         Scan,
         ScanStudy,
         Sinusoids,
+        Tables,
     )
 }
