@@ -7,7 +7,7 @@ omniglot: the recipes of the LSTM, SNAIL and the transformer, each trained in a 
 under RUNS (an unfinished run is gone on with, a finished one taken as it is), all scored on the
 same 5-way 1-shot tasks. `--only NAME` trains that one and writes no result.
 
-sinusoids: the transformer, the LSTM and SNAIL against MAML with ten steps, each with the same seconds
+sinusoids: the transformer, the LSTM and SNAIL against MAML of ten steps, each with the same seconds
 of training in one thread. Seconds are processor time, which other work on the machine does not
 stretch: the cost of an iteration of each is measured first, in turn and compiled, and each is given
 as many as fit. What each training then took is in its figure's `training_seconds`.

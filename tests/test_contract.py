@@ -22,13 +22,17 @@ from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm, StudyTransformer
-from tegu.losses import token_cross_entropy
-from tegu.models import BatchNorm, MemorySeq2Seq, Seq2Seq
+from tegu.losses import squared_error, token_cross_entropy
+from tegu.models import (
+    BatchNorm,
+    MemorySeq2Seq,
+    NeuralProcess,
+    Seq2Seq,
+    StudyTransformer,
+    TableTransformer,
+    TransformerProcess,
+)
 from tegu.models.lstm import Lstm
-from tegu.losses import squared_error
-from tegu.models import BatchNorm
-from tegu.models import BatchNorm, NeuralProcess, TransformerProcess
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -339,11 +343,24 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
         kind="study",
+    ),
     "np": Row(
         lambda model: LEARNERS["np"](model=model, samples=2),
         support_order_matters=False,
         renaming_permutes=False,
         kind="sets with a latent variable",
+    ),
+    "pfn": Row(
+        lambda model: LEARNERS["pfn"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
+    ),
+    "pfn, three views": Row(
+        lambda model: LEARNERS["pfn"](model=model, views=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
     ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
@@ -552,6 +569,22 @@ class Plain(nn.Module):
         return out
 
 
+def table_network() -> nn.Module:
+    """Reads tables of six columns; no weight is at its first value of zero."""
+    model = TableTransformer(N_WAY, 12, width=8, layers=2, heads=2, hidden=8)
+    generator = torch.Generator().manual_seed(6)
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def partly_frozen_table_network() -> nn.Module:
+    model = table_network()
+    model.unused = nn.Parameter(torch.ones(2))
+    model.vote_key.requires_grad_(False)
+    return model
+
+
 def of_classes(toy: ClassDataset) -> Episode:
     """Four episodes, 3-way 3-shot, two queries a class."""
     double = replace(toy, examples=toy.examples.double())
@@ -565,6 +598,8 @@ class Studying(StudyTransformer):
         super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
         self.unused = nn.Parameter(torch.ones(2))
         self.out.requires_grad_(False)
+
+
 def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
     """A sequence network with a frozen weight and a parameter without a use."""
     net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
@@ -632,27 +667,7 @@ def of_numbers(_toy: ClassDataset) -> Episode:
     return double
 
 
-KINDS = {
-    "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
-    "study": Kind(
-        {"transformer": Studying},
-        of_words,
-        (Studying, "out.weight"),
-        padding=5.0,
-        featured=False,
-    ),
-    "sequences": Kind(
-        {
-            "writer": lambda: writing(Seq2Seq),
-            "memory": lambda: writing(MemorySeq2Seq, 0.5),
-        },
-        of_words,
-        (lambda: writing(MemorySeq2Seq), "out.weight"),
-        padding=5.0,
-        featured=False,
-    ),
-    "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
-def of_numbers(toy: ClassDataset) -> Episode:
+def of_sets(toy: ClassDataset) -> Episode:
     """Four episodes of two numbers to two: 9 support rows and 6 queries."""
     x = keys.uniform(keys.fold(keys.key(3), torch.arange(4)), 30, -1.0, 1.0).unflatten(1, (15, 2))
     y = torch.stack([(3 * x).sin().sum(-1), x.prod(-1)], -1)
@@ -684,16 +699,40 @@ MEAN, LATENT = process(path="mean"), process(path="", latent=4)
 ATTENTION: dict[str, Any] = {"path": "attention", "self_attention": True}
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "study": Kind(
+        {"transformer": Studying},
+        of_words,
+        (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
+    "sequences": Kind(
+        {
+            "writer": lambda: writing(Seq2Seq),
+            "memory": lambda: writing(MemorySeq2Seq, 0.5),
+        },
+        of_words,
+        (lambda: writing(MemorySeq2Seq), "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
+    "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
     "sets": Kind(
         {"mean": MEAN, "attention": process(**ATTENTION), "transformer": transformer},
-        of_numbers,
+        of_sets,
         part_frozen(MEAN, "decoder.0.weight"),
         featured=False,
     ),
     "sets with a latent variable": Kind(
         {"latent": LATENT, "attention": process(latent=4, **ATTENTION)},
-        of_numbers,
+        of_sets,
         part_frozen(LATENT, "decoder.0.weight"),
+        featured=False,
+    ),
+    "tables": Kind(
+        {"rows": table_network},
+        of_classes,
+        (partly_frozen_table_network, "vote_key"),
         featured=False,
     ),
 }

@@ -90,6 +90,8 @@ class MetaLearned:
                     width = learner.forward(self.params, inputs[:1]).shape[-1]
                 else:
                     width = learner.n_targets(self.params, inputs[:1])
+            except InputError:
+                raise  # the learner knows better what is wrong
             except (RuntimeError, ValueError) as failure:
                 raise _misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:

@@ -16,6 +16,7 @@ from tegu.models import (
     ResNet12,
     Seq2Seq,
     StudyTransformer,
+    TableTransformer,
     TransformerProcess,
     WideResNet,
 )
@@ -28,7 +29,7 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables".
         reads_sets: whether it reads a support set too, for learners that ask for it by
             name and for no others.
     """
@@ -219,6 +220,37 @@ class StudyTransformerNetwork(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TableNetwork(Network):
+    """A transformer over the rows of a table.
+
+    Args:
+        width: of a token.
+        layers: of attention and a dense network each.
+        heads: of attention.
+        hidden: width of the dense networks.
+    """
+
+    name: ClassVar[str] = "table-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tables",)
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 256
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return TableTransformer(
+            outputs,
+            2 * inputs.shape[0],  # two forms of each column
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            hidden=self.hidden,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerProcessNetwork(Network):
     """Transformer over a support set and queries.
 
@@ -278,6 +310,7 @@ NETWORKS: dict[str, type[Network]] = {
         Seq2SeqNetwork,
         StudyTransformerNetwork,
         TransformerProcessNetwork,
+        TableNetwork,
         WrnNetwork,
     )
 }

@@ -14,3 +14,4 @@ from tegu.datasets.scan import MutualExclusivity as MutualExclusivity
 from tegu.datasets.scan import Scan as Scan
 from tegu.datasets.scan_study import ScanStudy as ScanStudy
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids
+from tegu.datasets.tables import SyntheticTables as SyntheticTables

@@ -26,6 +26,7 @@ from tegu.learners.metacurvature import MetaCurvature
 from tegu.learners.metaoptnet import MetaOptNetRidge, MetaOptNetSVM
 from tegu.learners.metasgd import MetaSgd
 from tegu.learners.mlc import Mlc
+from tegu.learners.pfn import PFN
 from tegu.learners.pretrained import Pretrained
 from tegu.learners.process import Process
 from tegu.learners.protomaml import ProtoMaml
@@ -70,6 +71,7 @@ LEARNERS: dict[str, type[Learner]] = {
         MetaSgd,
         Mlc,
         Np,
+        PFN,
         ProtoMaml,
         ProtoNet,
         PtMap,
@@ -87,6 +89,7 @@ __all__ = [
     "DSN",
     "LEARNERS",
     "LRD2",
+    "PFN",
     "R2D2",
     "Anil",
     "Anp",

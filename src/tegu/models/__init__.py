@@ -25,3 +25,6 @@ __all__ = [
     "TransformerProcess",
     "WideResNet",
 ]
+from tegu.models.tables import TableTransformer
+
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "TableTransformer", "WideResNet"]

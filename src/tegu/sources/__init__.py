@@ -7,6 +7,7 @@ from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
@@ -22,6 +23,7 @@ __all__ = [
     "ScanStudy",
     "Sinusoids",
     "Source",
+    "Tables",
 ]
 
 SOURCES: dict[str, type[Source]] = {
@@ -37,5 +39,6 @@ SOURCES: dict[str, type[Source]] = {
         Scan,
         ScanStudy,
         Sinusoids,
+        Tables,
     )
 }
