@@ -40,7 +40,7 @@ def test_what_is_no_sequence_is_said(given: Any, said: str) -> None:
 
 @pytest.mark.parametrize("given", ["jump", [3, 4], [["jump"]], [[3.5]], 7, torch.ones(2, 2)])
 def test_what_is_no_row_of_tokens_is_said(given: Any) -> None:
-    with pytest.raises(InputTypeError, match="rows of tokens|whole numbers, one for each word"):
+    with pytest.raises(InputTypeError, match=r"rows of tokens|whole numbers, one for each word"):
         rows(given, "x")
 
 
