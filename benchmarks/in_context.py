@@ -45,7 +45,13 @@ RIVALS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "snail",
         "in-context-sinusoids",
-        {"learner.name": "snail", "learner.length": 16, "learner.filters": 32},
+        {
+            "learner.name": "snail",
+            "learner.length": 16,
+            "learner.filters": 32,
+            "learner.key_width": [32, 64, 64],
+            "learner.value_width": [16, 32, 32],
+        },
     ),
 )
 
