@@ -17,12 +17,22 @@ from torch import Tensor, nn
 from tegu import keys
 from tegu.datasets import Sinusoids
 from tegu.datasets.classes import ClassDataset
+from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.losses import squared_error
-from tegu.models import BatchNorm
+from tegu.losses import squared_error, token_cross_entropy
+from tegu.models import (
+    BatchNorm,
+    MemorySeq2Seq,
+    NeuralProcess,
+    Seq2Seq,
+    StudyTransformer,
+    TableTransformer,
+    TransformerProcess,
+)
+from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -72,6 +82,14 @@ def wider(model: nn.Module, extra: int) -> nn.Module:
     return model
 
 
+def packed(model: nn.Module) -> nn.Module:
+    """The model with the recurrence that leaves padding out."""
+    for part in model.modules():
+        if isinstance(part, Lstm):
+            part.packed = True
+    return model
+
+
 ROWS = {
     "anil": Row(
         lambda model: LEARNERS["anil"](model=model, inner_steps=2, inner_lr=0.1),
@@ -84,6 +102,12 @@ ROWS = {
         ),
         support_order_matters=True,
         renaming_permutes=False,
+    ),
+    "anp": Row(
+        lambda model: LEARNERS["anp"](model=model, samples=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
     ),
     "baseline": Row(
         lambda model: LEARNERS["baseline"](
@@ -124,6 +148,12 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "cnp": Row(
+        lambda model: LEARNERS["cnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
     ),
     "feat": Row(
         lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, temperature=4.0),
@@ -260,6 +290,14 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "maml, sequences": Row(
+        lambda model: LEARNERS["maml"](
+            model=model, loss=token_cross_entropy, inner_steps=2, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "maml, first order": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
         support_order_matters=False,
@@ -293,6 +331,36 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "mlc": Row(
+        lambda model: LEARNERS["mlc"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
+    "mlc, some examples asked again, no dropout": Row(
+        lambda model: LEARNERS["mlc"](model=model, recall=3, dropout=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
+    "np": Row(
+        lambda model: LEARNERS["np"](model=model, samples=2),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
+    ),
+    "pfn": Row(
+        lambda model: LEARNERS["pfn"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
+    ),
+    "pfn, three views": Row(
+        lambda model: LEARNERS["pfn"](model=model, views=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
     ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
@@ -390,6 +458,32 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "reptile, sequences": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model,
+            loss=token_cross_entropy,
+            inner_steps=2,
+            inner_batch=4,
+            eval_steps=3,
+            eval_batch=5,
+            inner_lr=0.01,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq": Row(
+        lambda model: LEARNERS["seq2seq"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq, packed, support not asked again": Row(
+        lambda model: LEARNERS["seq2seq"](model=packed(model), rehearse=False),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "simpleshot": Row(
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
         support_order_matters=False,
@@ -432,6 +526,12 @@ ROWS = {
         renaming_permutes=True,
         queries_together=True,
     ),
+    "tnp": Row(
+        lambda model: LEARNERS["tnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
+    ),
 }
 
 
@@ -469,10 +569,57 @@ class Plain(nn.Module):
         return out
 
 
+def table_network() -> nn.Module:
+    """Reads tables of six columns; no weight is at its first value of zero."""
+    model = TableTransformer(N_WAY, 12, width=8, layers=2, heads=2, hidden=8)
+    generator = torch.Generator().manual_seed(6)
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def partly_frozen_table_network() -> nn.Module:
+    model = table_network()
+    model.unused = nn.Parameter(torch.ones(2))
+    model.vote_key.requires_grad_(False)
+    return model
+
+
 def of_classes(toy: ClassDataset) -> Episode:
     """Four episodes, 3-way 3-shot, two queries a class."""
     double = replace(toy, examples=toy.examples.double())
     return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
+
+
+class Studying(StudyTransformer):
+    """A transformer over study examples, with a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.out.requires_grad_(False)
+
+
+def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
+    """A sequence network with a frozen weight and a parameter without a use."""
+    net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
+    net.unused = nn.Parameter(torch.ones(2))
+    net.out.weight.requires_grad_(False)
+    return net
+
+
+def of_words(toy: ClassDataset) -> Episode:
+    """Four episodes of commands of up to three words and outputs of up to three symbols."""
+    generator = torch.Generator().manual_seed(8)
+    halves = []
+    for rows in (9, 6):
+        x, y = (torch.randint(WORDS, 7, (4, rows, 4), generator=generator) for _ in range(2))
+        sizes = torch.randint(1, 4, (2, 4, rows, 1), generator=generator)
+        at = torch.arange(4)
+        x = torch.where(at < sizes[0], x, PAD)
+        y = torch.where(at < sizes[1], y, torch.where(at == sizes[1], END, PAD))
+        halves.append(Examples(x, y, torch.ones(4, rows, dtype=torch.bool)))
+    return Episode(*halves)
 
 
 @dataclass(frozen=True)
@@ -520,9 +667,74 @@ def of_numbers(_toy: ClassDataset) -> Episode:
     return double
 
 
+def of_sets(toy: ClassDataset) -> Episode:
+    """Four episodes of two numbers to two: 9 support rows and 6 queries."""
+    x = keys.uniform(keys.fold(keys.key(3), torch.arange(4)), 30, -1.0, 1.0).unflatten(1, (15, 2))
+    y = torch.stack([(3 * x).sin().sum(-1), x.prod(-1)], -1)
+    dense = [Examples.dense(x[:, rows], y[:, rows]) for rows in (slice(9), slice(9, 15))]
+    return Episode(*dense)
+
+
+def process(**settings: Any) -> Callable[[], nn.Module]:
+    return lambda: NeuralProcess(2, 2, width=8, heads=2, **settings)
+
+
+def transformer() -> nn.Module:
+    return TransformerProcess(2, 2, width=8, heads=2, layers=2, hidden=8)
+
+
+def part_frozen(make: Callable[[], nn.Module], frozen: str) -> tuple[Callable[[], nn.Module], str]:
+    """The model with one parameter frozen, and one that has no use."""
+
+    def made() -> nn.Module:
+        model = make()
+        model.get_parameter(frozen).requires_grad_(False)
+        model.unused = nn.Parameter(torch.ones(3))
+        return model
+
+    return made, frozen
+
+
+MEAN, LATENT = process(path="mean"), process(path="", latent=4)
+ATTENTION: dict[str, Any] = {"path": "attention", "self_attention": True}
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "study": Kind(
+        {"transformer": Studying},
+        of_words,
+        (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
+    "sequences": Kind(
+        {
+            "writer": lambda: writing(Seq2Seq),
+            "memory": lambda: writing(MemorySeq2Seq, 0.5),
+        },
+        of_words,
+        (lambda: writing(MemorySeq2Seq), "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
     "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
+    "sets": Kind(
+        {"mean": MEAN, "attention": process(**ATTENTION), "transformer": transformer},
+        of_sets,
+        part_frozen(MEAN, "decoder.0.weight"),
+        featured=False,
+    ),
+    "sets with a latent variable": Kind(
+        {"latent": LATENT, "attention": process(latent=4, **ATTENTION)},
+        of_sets,
+        part_frozen(LATENT, "decoder.0.weight"),
+        featured=False,
+    ),
+    "tables": Kind(
+        {"rows": table_network},
+        of_classes,
+        (partly_frozen_table_network, "vote_key"),
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])
