@@ -222,7 +222,9 @@ class Job:
         cls = LEARNERS[chosen.pop("name")]
         train = self.recipe.train
         own = {f.name for f in fields(cls)}
-        chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
+        numbers = self.recipe.data.inputs().outputs if self.targets == "numbers" else 0
+        told = {"n_way": train.n_way, "seed": train.seed, "numbers": numbers}
+        chosen |= {name: value for name, value in told.items() if name in own}
         if cls.pretrains:
             chosen["n_classes"] = self.data("meta_train").n_classes
         return cls(

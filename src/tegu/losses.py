@@ -117,6 +117,7 @@ MEASURES = {
     "classes": Measure(cross_entropy, accuracy, "accuracy"),
     "numbers": Measure(squared_error, squared_error, "mse"),
     "likelihood": Measure(gaussian, log_likelihood, "log-likelihood"),  # of numbers
+    "table classes": Measure(cross_entropy, accuracy, "accuracy"),
     "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
 }
 SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent

@@ -10,9 +10,13 @@ from torch import nn
 
 from tegu.models import (
     Conv4,
+    MemorySeq2Seq,
     Mlp,
     NeuralProcess,
     ResNet12,
+    Seq2Seq,
+    StudyTransformer,
+    TableTransformer,
     TransformerProcess,
     WideResNet,
 )
@@ -25,7 +29,7 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables".
         reads_sets: whether it reads a support set too, for learners that ask for it by
             name and for no others.
     """
@@ -141,6 +145,112 @@ class ResNet12Network(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seq2SeqNetwork(Network):
+    """LSTM encoder and decoder with attention.
+
+    Args:
+        width: of embeddings and states.
+        layers: of each LSTM.
+        dropout: in training, for learners that give random numbers to it.
+        packed: fast recurrence, for learners that do not change weights from task to task.
+    """
+
+    name: ClassVar[str] = "seq2seq"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+    module: ClassVar[type[Seq2Seq]] = Seq2Seq
+
+    width: int = 200
+    layers: int = 2
+    dropout: float = 0.5
+    packed: bool = False
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return self.module(
+            inputs.tokens,
+            outputs,
+            steps=inputs.longest,
+            width=self.width,
+            layers=self.layers,
+            dropout=self.dropout,
+            packed=self.packed,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySeq2SeqNetwork(Seq2SeqNetwork):
+    """The same with a memory of the support set."""
+
+    name: ClassVar[str] = "memory-seq2seq"
+    module: ClassVar[type[Seq2Seq]] = MemorySeq2Seq
+
+    packed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTransformerNetwork(Network):
+    """An encoder over study examples and a query, and a decoder.
+
+    Args:
+        width: of tokens.
+        heads: of attention.
+        feedforward: width inside a block.
+        decoder: layers; the encoder has three.
+    """
+
+    name: ClassVar[str] = "study-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    width: int = 128
+    heads: int = 8
+    feedforward: int = 512
+    decoder: int = 3
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return StudyTransformer(
+            inputs.tokens,
+            outputs,
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            decoder=self.decoder,
+            longest=inputs.longest,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableNetwork(Network):
+    """A transformer over the rows of a table.
+
+    Args:
+        width: of a token.
+        layers: of attention and a dense network each.
+        heads: of attention.
+        hidden: width of the dense networks.
+    """
+
+    name: ClassVar[str] = "table-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tables",)
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 256
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return TableTransformer(
+            outputs,
+            2 * inputs.shape[0],  # two forms of each column
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            hidden=self.hidden,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TransformerProcessNetwork(Network):
     """Transformer over a support set and queries.
 
@@ -193,10 +303,14 @@ NETWORKS: dict[str, type[Network]] = {
     cls.name: cls
     for cls in (
         Conv4Network,
+        MemorySeq2SeqNetwork,
         MlpNetwork,
         ProcessNetwork,
         ResNet12Network,
+        Seq2SeqNetwork,
+        StudyTransformerNetwork,
         TransformerProcessNetwork,
+        TableNetwork,
         WrnNetwork,
     )
 }

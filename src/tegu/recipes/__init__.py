@@ -139,7 +139,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 # What a learner gets from the other sections.
-ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
+ELSEWHERE = ("model", "loss", "n_way", "n_classes", "numbers", "seed")
 SECTIONS = {"train": Train, "engine": Engine, "evaluate": Evaluate}
 NAMED = ("data", "model", "learner")  # sections whose keys depend on their name
 
@@ -208,7 +208,7 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     }
     for key, value in settings.items():
         section, _, name = key.partition(".")
-        raw[section][name] = value
+        raw.setdefault(section, {})[name] = value
     changed = overrides or {}
     mode = changed.get("learner.normalisation", raw["learner"].get("normalisation", "support"))
     cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]

@@ -1,9 +1,13 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
 from tegu.sources.gaussian_processes import GaussianProcesses
+from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.scan import MutualExclusivity, Scan
+from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
@@ -11,10 +15,15 @@ __all__ = [
     "Fc100",
     "GaussianProcesses",
     "Glyphs",
+    "Grammars",
     "Inputs",
+    "MutualExclusivity",
     "Omniglot",
+    "Scan",
+    "ScanStudy",
     "Sinusoids",
     "Source",
+    "Tables",
 ]
 
 SOURCES: dict[str, type[Source]] = {
@@ -24,7 +33,12 @@ SOURCES: dict[str, type[Source]] = {
         Fc100,
         GaussianProcesses,
         Glyphs,
+        Grammars,
+        MutualExclusivity,
         Omniglot,
+        Scan,
+        ScanStudy,
         Sinusoids,
+        Tables,
     )
 }

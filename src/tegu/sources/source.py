@@ -19,7 +19,7 @@ class Inputs:
     """What a network is given, and what it answers with where the data decide that.
 
     Args:
-        kind: "images", "vectors" or "tokens".
+        kind: "images", "vectors", "tokens" or "tables".
         shape: of one example: (C, H, W), (D,), or (L,) of a sequence of tokens.
         outputs: numbers, or kinds of tokens, in an answer; 0 where that is up to the
             classes of a task.
@@ -44,8 +44,8 @@ class Source:
 
     Class attributes:
         name: what a recipe calls it.
-        targets: "classes", "numbers", "sequences" or "samples"; a learner says which of
-            them it learns.
+        targets: "classes", "numbers", "sequences", "samples" or "table classes" (of rows,
+            which no data set holds by class); a learner says which of them it learns.
         network: section [model] of a recipe that names none.
         start: settings to start from, by dotted key of a recipe.
         cells: figures of a recipe to start from, where these are not by class and shot.
