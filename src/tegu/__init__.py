@@ -7,6 +7,7 @@
 from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
+    GaussianProcesses,
     Sinusoids,
     SyntheticTables,
     load_cifar_fs,
@@ -29,6 +30,7 @@ __all__ = [
     "Episode",
     "Examples",
     "FewShotTasks",
+    "GaussianProcesses",
     "InputError",
     "Learner",
     "MetaLearned",
