@@ -28,6 +28,11 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
     return _mean((outputs - target.y).square().mean(-1), target.mask)
 
 
+def surprise(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean negative log-likelihood of models that give log-likelihoods: outputs (S, 1)."""
+    return _mean(-outputs.squeeze(-1), target.mask)
+
+
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:
     """Share of right answers, 0 to 1: outputs (S, N), target.y (S,)."""
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)

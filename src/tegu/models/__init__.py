@@ -1,10 +1,24 @@
 """Networks as plain modules; any `torch.nn.Module` of yours will do as well."""
 
+from tegu.models.categories import category_pair, tables_of
 from tegu.models.conv4 import Conv4
 from tegu.models.convolution import Conv
+from tegu.models.mixtures import mixture_pair
 from tegu.models.mlp import Mlp
 from tegu.models.norm import BatchNorm
+from tegu.models.pair import Pair
 from tegu.models.resnet12 import ResNet12
 from tegu.models.wrn import WideResNet
 
-__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "WideResNet"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "Mlp",
+    "Pair",
+    "ResNet12",
+    "WideResNet",
+    "category_pair",
+    "mixture_pair",
+    "tables_of",
+]
