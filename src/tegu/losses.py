@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tegu.datasets.tokens import PAD
 from tegu.episodes import Examples
 
 Loss = Callable[[Tensor, Examples], Tensor]
@@ -31,6 +32,24 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
 def surprise(outputs: Tensor, target: Examples) -> Tensor:
     """Mean negative log-likelihood of models that give log-likelihoods: outputs (S, 1)."""
     return _mean(-outputs.squeeze(-1), target.mask)
+
+
+def token_cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean cross-entropy of tokens: outputs (S, M, V) floating, target.y (S, M) int64.
+
+    Every token of every real row counts alike, its END too; `PAD` counts nothing.
+    """
+    each = F.cross_entropy(outputs.flatten(0, 1), target.y.flatten(), reduction="none")
+    return _mean(each, ((target.y != PAD) & target.mask[:, None]).flatten())
+
+
+def exact_match(outputs: Tensor, target: Examples) -> Tensor:
+    """Share of sequences with every token right, 0 to 1: outputs (S, M, V), target.y (S, M).
+
+    What is written after the target's END is not looked at.
+    """
+    right = (outputs.argmax(-1) == target.y) | (target.y == PAD)
+    return _mean(right.all(-1).to(torch.get_default_dtype()), target.mask)
 
 
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:

@@ -170,9 +170,10 @@ class CausalTransfer(FineTune):
         if not self.em:
             return fitted
         for column, module in enumerate("ab"):
-            if not isinstance(getattr(self.model, module, None), Mixture):
-                continue
             names = [f"{module}.{part}" for part in ("logits", "mean", "log_scale")]
+            mixture = isinstance(getattr(self.model, module, None), Mixture)
+            if not mixture or not weights.keys() >= {*names}:  # or frozen
+                continue
             parts = tuple(weights[name] for name in names)
             values = torch.where(real, x[:, column], 0)
             for _ in range(self.em):

@@ -88,12 +88,13 @@ class Cavia(Maml):
         x: Tensor,
         mask: Tensor | None,
         training: bool,
+        *more: Tensor,
         prefix: str = "",
     ) -> Tensor:
         context = params.get(prefix + CONTEXT, x.new_zeros(self.context))
         joined = join(x, context)
         try:
-            return super()._call(module, params, joined, mask, training, prefix)
+            return super()._call(module, params, joined, mask, training, *more, prefix=prefix)
         except RuntimeError as failure:
             if self._fits(module, joined):
                 raise

@@ -115,7 +115,7 @@ class FineTune(Learner):
         state = {
             "weights": weights,
             "inner": inner if self.carry else self.optimiser.init(weights),
-            "loss": torch.zeros((), device=support.x.device, dtype=support.x.dtype),
+            "loss": next(iter(weights.values())).new_zeros(()),
             "support": self.kept(support),
         }
         if batch := self.inner_batch if training else self.eval_batch:
@@ -142,8 +142,8 @@ class FineTune(Learner):
     def batch_loss(self, params: Params, state: State, support: Examples, index: Tensor) -> Tensor:
         """Loss of the task's weights on the mini-batch of step `index`."""
         batch, mask, scale = self.batch(state, support, index)
-        outputs = self.forward({**params, **state["weights"]}, batch.x, mask)
-        return scale * self.loss(outputs, batch)
+        weights = {**params, **state["weights"]}
+        return scale * self.loss(self.forward(weights, batch.x, mask, targets=batch.y), batch)
 
     def batch(
         self, state: State, support: Examples, index: Tensor
@@ -167,6 +167,12 @@ class FineTune(Learner):
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         return self.answer({**params, **state["weights"]}, state, query, mask)
+
+    def query_loss(self, params: Params, state: State, query: Examples) -> Tensor:
+        if not self.generates():
+            return super().query_loss(params, state, query)
+        weights = {**params, **state["weights"]}
+        return self.loss(self.forward(weights, query.x, query.mask, targets=query.y), query)
 
 
 def split(params: Params) -> tuple[Params, Params]:

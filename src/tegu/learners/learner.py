@@ -197,8 +197,11 @@ class Learner:
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss of the adapted learner on the query set; the engine takes its gradient."""
         state = self.adapt(params, episode.support, key, training=True)
-        outputs = self.predict(params, state, episode.query.x, episode.query.mask)
-        return self.loss(outputs, episode.query)
+        return self.query_loss(params, state, episode.query)
+
+    def query_loss(self, params: Params, state: State, query: Examples) -> Tensor:
+        """Loss on queries once a task is learnt."""
+        return self.loss(self.predict(params, state, query.x, query.mask), query)
 
     def schedule(self, done: float) -> Params:
         """Values that change in the course of meta-training, by their names.
@@ -250,10 +253,25 @@ class Learner:
     # Helpers for algorithms.
 
     def forward(
-        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+        self,
+        params: Params,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        training: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """One pass of the model; batch normalisation as in `features`."""
-        return self._call(self.model, params, x, mask, training)
+        """One pass of the model; batch normalisation as in `features`.
+
+        A model that `generates` takes the targets (B, M) as its second argument, and so
+        writes token after token of the right sequence; without them, after its own.
+        """
+        more = (targets,) if self.generates() and targets is not None else ()
+        return self._call(self.model, params, x, mask, training, *more)
+
+    def generates(self) -> bool:
+        """Whether the model writes sequences, token after token: its own word for it."""
+        return bool(getattr(self.model, "generates", False))
 
     def _call(
         self,
@@ -262,6 +280,7 @@ class Learner:
         x: Tensor,
         mask: Tensor | None,
         training: bool,
+        *more: Tensor,
         prefix: str = "",
     ) -> Tensor:
         known = {name for name, _ in module.named_parameters()}
@@ -279,7 +298,7 @@ class Learner:
             "running" if running else "batch", mask, foreign=bool(converted(module)), seen=seen
         ):
             inside = {name: p for name, p in params.items() if name in known}
-            out: Tensor = functional_call(module, {**buffers, **inside}, (x,))
+            out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:
             for name in tracked:
                 layer, _, kind = name.rpartition(".")
