@@ -39,10 +39,11 @@ def train_worlds(
     meta_batch: int = 1,
     done: float = 0.0,
     seed: int = 0,
+    outer: Params | None = None,
     watch: Callable[[Params], Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Params, Tensor]:
-    """Outer updates by Adam, of a fresh state, on the learner's outer loss in each world.
+) -> tuple[Params, Params, Tensor]:
+    """Outer updates by Adam on the learner's outer loss in each world.
 
     Args:
         learner: one that has an outer loss, and tracks nothing.
@@ -55,11 +56,12 @@ def train_worlds(
         done: share of meta-training that lies behind, for the learner's `schedule`, which
             holds for the whole call.
         seed: of the learner's random numbers.
+        outer: state of Adam to go on with; None for a fresh one.
         watch: what to note down of the parameters after each update, shape (W, ...).
         progress: told how many iterations are done.
 
     Returns:
-        New parameters, and what was watched: (meta_iterations, W, ...); the outer losses
+        New parameters, new state of Adam, and what was watched: (meta_iterations, W, ...); the outer losses
         (meta_iterations, W) without `watch`.
     """
     if learner.outer_update is not None or any(k.startswith(TRACKED) for k in params):
@@ -75,7 +77,7 @@ def train_worlds(
 
     gradient = vmap(grad_and_value(mean_loss))
     adam, seen = Adam(outer_lr), []
-    outer = adam.init(params)
+    outer = adam.init(params) if outer is None else outer
     root = keys.fold(keys.key(seed, "worlds"), torch.arange(len(worlds)))
     for start in range(0, meta_iterations, BLOCK):
         count = min(BLOCK, meta_iterations - start)
@@ -93,4 +95,4 @@ def train_worlds(
             seen.append(watch(params) if watch else losses.detach())
         if progress:
             progress(start + count)
-    return params, torch.stack(seen)
+    return params, outer, torch.stack(seen)

@@ -33,6 +33,7 @@ from tegu.learners.finetune import FineTune
 from tegu.learners.learner import State
 from tegu.learners.maml import constant
 from tegu.losses import Loss, surprise
+from tegu.models.experts import ExpertPair
 from tegu.models.mixtures import Mixture, em_step
 
 EVIDENCE = ("sum", "mean")
@@ -131,6 +132,8 @@ class CausalTransfer(FineTune):
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         state = super().begin(params, support, key, training=training)
+        if self.encoder and isinstance(self.model, ExpertPair):
+            state["weights"] = self.model.turned(state["weights"], params[ANGLE])
         return {**state, "online": support.x.new_zeros(2)}
 
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
