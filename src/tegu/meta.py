@@ -21,7 +21,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import accuracy, squared_error
+from tegu.losses import gaussian, measure_of, moments, regresses
 from tegu.sampling import Tasks
 
 
@@ -43,7 +43,7 @@ class MetaLearned:
         Args:
             x: S inputs: a tensor, array or nested list, shape (S, ...).
             y: S labels of any hashable kind, or floating targets (S, D) where the
-                learner's loss is a squared error.
+                learner's loss is one on numbers, a squared error, say.
             seed: of the order in which examples are visited.
 
         Raises:
@@ -55,7 +55,7 @@ class MetaLearned:
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)
         labels: tuple[Hashable, ...] = ()
-        if self.learner.loss is squared_error:
+        if regresses(self.learner.loss):
             targets = _inputs(y, "y").to(inputs)
             n = len(targets)
             if targets.ndim != 2:
@@ -81,14 +81,19 @@ class MetaLearned:
         learner = self.learner.for_ways(len(labels)) if labels else self.learner
         with torch.no_grad():
             try:
-                width = learner.forward(self.params, inputs[:1]).shape[-1]
+                if labels:
+                    width = learner.forward(self.params, inputs[:1]).shape[-1]
+                else:
+                    width = learner.n_targets(self.params, inputs[:1])
+            except InputError:
+                raise  # the learner knows better what is wrong
             except (RuntimeError, ValueError) as failure:
                 raise _misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
                 raise InputError(
-                    f"y has {targets.shape[-1]} columns for a model with {width} outputs",
-                    "a column for each output",
-                    "Reshape y, or meta-train a model with as many outputs.",
+                    f"y has {targets.shape[-1]} columns for a model of {width} targets",
+                    "a column for each",
+                    "Reshape y, or meta-train a model for as many.",
                 )
             if learner is self.learner and len(labels) > width:
                 raise InputError(
@@ -97,7 +102,7 @@ class MetaLearned:
                     "Meta-train with a larger n_way.",
                 )
             state = learner.adapt(self.params, support, key)
-        return Adapted(learner, self.params, state, labels)
+        return Adapted(learner, self.params, state, labels, 0 if labels else targets.shape[-1])
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
@@ -110,10 +115,8 @@ class MetaLearned:
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
-        if self.learner.loss is squared_error:
-            settings = {"score": squared_error, "metric": "mse", **settings}
-        else:
-            settings = {"score": accuracy, **settings}
+        measure = measure_of(self.learner.loss)
+        settings = {"score": measure.score, "metric": measure.metric, **settings}
         return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:
@@ -135,9 +138,10 @@ class Adapted:
     params: Params = field(repr=False)
     state: State = field(repr=False)
     labels: tuple[Hashable, ...]
+    n_targets: int = 0  # D, where targets are numbers
 
     def outputs(self, x: Any) -> Tensor:
-        """Scores (Q, classes), or predictions (Q, D) for regression."""
+        """Scores (Q, classes), or for regression what the learner's loss takes."""
         inputs = _inputs(x, "x").to(next(iter(self.params.values())))
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with torch.no_grad():
@@ -150,7 +154,23 @@ class Adapted:
     def predict(self, x: Any) -> Any:
         """Labels of queries as a list, or predictions (Q, D) for regression."""
         out = self.outputs(x)
-        return [self.labels[i] for i in out.argmax(-1).tolist()] if self.labels else out
+        if self.labels:
+            return [self.labels[i] for i in out.argmax(-1).tolist()]
+        return moments(out, self.n_targets)[0] if self.learner.loss is gaussian else out
+
+    def predict_distribution(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (Q, D) of each query's target.
+
+        Raises:
+            InputError: the learner's loss is not `tegu.losses.gaussian`.
+        """
+        if self.learner.loss is not gaussian:
+            raise InputError(
+                f"a distribution from {type(self.learner).__name__} with another loss",
+                "a learner whose loss is tegu.losses.gaussian",
+                "Meta-train with that loss, or take a neural process: cnp, np, anp or tnp.",
+            )
+        return moments(self.outputs(x), self.n_targets)
 
     def predict_proba(self, x: Any) -> Tensor:
         """Probabilities (Q, classes) in the order of `labels`; rows sum to 1."""

@@ -16,9 +16,9 @@ from tegu.datasets.causal_pairs import (
     categories,
     dirichlet,
     natural_spline,
-    turned,
 )
 from tegu.errors import InputError
+from tegu.models.pair import turned
 
 MANY = torch.arange(200)
 

@@ -241,10 +241,6 @@ class ContinuousPairs(_Pairs):
         return torch.stack([a, b], -1)
 
     def _observed(self, pairs: Tensor) -> Tensor:
-        return turned(super()._observed(pairs), pairs.new_tensor(self.angle))
-
-
-def turned(pairs: Tensor, angle: Tensor) -> Tensor:
-    """Pairs (..., 2) turned by an angle, 0-d, in radians: differentiable in both."""
-    cos, sin, (a, b) = angle.cos(), angle.sin(), pairs.unbind(-1)
-    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        a, b = super()._observed(pairs).unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1)

@@ -61,8 +61,8 @@ def train_worlds(
         progress: told how many iterations are done.
 
     Returns:
-        New parameters, new state of Adam, and what was watched: (meta_iterations, W, ...); the outer losses
-        (meta_iterations, W) without `watch`.
+        New parameters, new state of Adam, and what was watched: (meta_iterations, W, ...);
+        without `watch` the outer losses, (meta_iterations, W).
     """
     if learner.outer_update is not None or any(k.startswith(TRACKED) for k in params):
         raise TypeError(f"{type(learner).__name__} is not meta-trained by an outer loss alone")

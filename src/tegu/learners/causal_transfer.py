@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
-from tegu.datasets.causal_pairs import turned
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
@@ -35,6 +34,7 @@ from tegu.learners.maml import constant
 from tegu.losses import Loss, surprise
 from tegu.models.experts import ExpertPair
 from tegu.models.mixtures import Mixture, em_step
+from tegu.models.pair import turned
 
 EVIDENCE = ("sum", "mean")
 GAMMA, ANGLE = "belief/gamma", "encoder/angle"
@@ -83,7 +83,7 @@ class CausalTransfer(FineTune):
     """
 
     name: ClassVar[str] = "causal-transfer"
-    classifies: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("pairs",)
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.01, "train.meta_batch": 1}
     start_numbers: ClassVar[Mapping[str, Any]] = start
 

@@ -52,6 +52,7 @@ class Cavia(Maml):
     """
 
     name: ClassVar[str] = "cavia"
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
     start: ClassVar[Mapping[str, Any]] = {**Maml.start, "model.name": "mlp"}
     start_numbers: ClassVar[Mapping[str, Any]] = {
         key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"

@@ -7,6 +7,7 @@ meta-learns where gradient descent should start.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class FineTune(Learner):
             `inner_batch`: the mean while meta-training, and less for smaller
             batches after it. Otherwise it is the mean throughout.
     """
+
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers", "sequences")
 
     inner_optimiser: str = "adam"
     inner_lr: float = 1e-3

@@ -49,7 +49,7 @@ class ProtoMaml(Maml):
 
     name: ClassVar[str] = "proto-maml"
     headless: ClassVar[bool] = True
-    regresses: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("classes",)
 
     n_way: int = 5
     inner_lr: float = 0.01

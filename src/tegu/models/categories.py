@@ -58,7 +58,8 @@ class CategoryNet(nn.Module):
         self.out, self.bias = normal(hidden, n), uniform(n)
 
     def forward(self, first: Tensor, effect: Tensor | None = None) -> Tensor:
-        value, hidden = first, self.hidden_bias
+        value = first
+        hidden: Tensor = self.hidden_bias
         if effect is not None and self.into is not None:
             value, hidden = effect, one_hot(first, self.n, self.out) @ self.into + self.hidden_bias
         logs = (F.leaky_relu(hidden) @ self.out + self.bias).log_softmax(-1)

@@ -46,7 +46,7 @@ class Joint(NamedTuple):
         return self.log_weight - 0.5 * (distance + determinant.log()) - math.log(2 * math.pi)
 
     def turned(self, angle: Tensor) -> Joint:
-        """Of the pairs turned by an angle, as `tegu.datasets.causal_pairs.turned` turns them."""
+        """Of the pairs turned by an angle, as `tegu.models.pair.turned` turns them."""
         cos, sin = angle.cos(), angle.sin()
         turn = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
         return Joint(self.log_weight, self.mean @ turn.mT, turn @ self.covariance @ turn.mT)

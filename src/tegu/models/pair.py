@@ -40,3 +40,9 @@ class Pair(nn.Module):
         forth = self.a(a) + self.b_given_a(a, b)
         back = self.b(b) + self.a_given_b(b, a)
         return torch.stack([forth, back], -1)
+
+
+def turned(pairs: Tensor, angle: Tensor) -> Tensor:
+    """Pairs (..., 2) turned by an angle, 0-d, in radians: differentiable in both."""
+    cos, sin, (a, b) = angle.cos(), angle.sin(), pairs.unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1)

@@ -1,0 +1,44 @@
+"""What the section [data] of a recipe may name: one class a source, its settings the keys."""
+
+from tegu.sources.gaussian_processes import GaussianProcesses
+from tegu.sources.grammars import Grammars
+from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.scan import MutualExclusivity, Scan
+from tegu.sources.scan_study import ScanStudy
+from tegu.sources.sinusoids import Sinusoids
+from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
+
+__all__ = [
+    "SOURCES",
+    "CifarFs",
+    "Fc100",
+    "GaussianProcesses",
+    "Glyphs",
+    "Grammars",
+    "Inputs",
+    "MutualExclusivity",
+    "Omniglot",
+    "Scan",
+    "ScanStudy",
+    "Sinusoids",
+    "Source",
+    "Tables",
+]
+
+SOURCES: dict[str, type[Source]] = {
+    cls.name: cls
+    for cls in (
+        CifarFs,
+        Fc100,
+        GaussianProcesses,
+        Glyphs,
+        Grammars,
+        MutualExclusivity,
+        Omniglot,
+        Scan,
+        ScanStudy,
+        Sinusoids,
+        Tables,
+    )
+}
