@@ -4,6 +4,7 @@ from tegu.learners.anil import Anil
 from tegu.learners.anp import Anp
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
+from tegu.learners.causal_transfer import CausalTransfer
 from tegu.learners.cavia import Cavia
 from tegu.learners.cnp import Cnp
 from tegu.learners.dsn import DSN
@@ -50,6 +51,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Baseline,
         BaselinePlusPlus,
         Boil,
+        CausalTransfer,
         Cavia,
         Cnp,
         DSN,
@@ -96,6 +98,7 @@ __all__ = [
     "Baseline",
     "BaselinePlusPlus",
     "Boil",
+    "CausalTransfer",
     "Cavia",
     "Cnp",
     "Feat",
