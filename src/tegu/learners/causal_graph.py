@@ -115,6 +115,8 @@ class CausalGraph(Learner):
         graphs: drawn in each episode to find the target, and to score.
         fit_graphs: drawn in each episode to fit theta.
         evidence: rows that an episode's mean log-likelihood counts for in L_i.
+        margin: nats by which the likeliest target's log-likelihood must have fallen deeper
+            than any other's, or the episode says nothing about the graph.
         sparse: weight of `sparsity`.
         acyclic: weight of `cyclicity`.
         rounds: how often fitting and scoring alternate.
@@ -134,6 +136,7 @@ class CausalGraph(Learner):
     graphs: int = 32
     fit_graphs: int = 4
     evidence: float = 10.0
+    margin: float = 0.1
     sparse: float = 0.1
     acyclic: float = 0.5
     rounds: int = 2
@@ -202,19 +205,24 @@ class CausalGraph(Learner):
         values = self.likelihood(params, examples.x, graphs) * weight
         return values.sum(1) / weight.sum().clamp(min=1)
 
-    def target(self, params: Params, means: Tensor) -> Tensor:
-        """Phase 2: the variable whose log-likelihood fell most, one-hot (k,).
+    def target(self, params: Params, means: Tensor) -> tuple[Tensor, Tensor]:
+        """Phase 2: the variable whose log-likelihood fell most, and whether that is plain.
 
         Args:
             params: with what the log-likelihoods usually are.
             means: (G, k) after the intervention.
+
+        Returns:
+            One-hot (k,); and 1 where it fell `margin` deeper than any other, else 0 (0-d).
         """
         fall = params[USUAL] - means.mean(0)
-        return one_hot(fall.argmax(), self.variables).to(means)
+        first, second = fall.topk(2).values
+        hit = one_hot(fall.argmax(), self.variables).to(means)
+        return hit, (first - second >= self.margin).to(means)
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         graphs = draw(self.gamma(params), keys.fold(key, 1), self.graphs)
-        target = self.target(params, self._scores(params, support, graphs))
+        target, _ = self.target(params, self._scores(params, support, graphs))
         value = support.x @ target  # of the changed variable
         n = self.model.n_categories
         member = (value[:, None] == torch.arange(n, device=value.device)).to(value)
@@ -239,6 +247,7 @@ class CausalGraph(Learner):
             return -usual.sum()
         graphs = draw(gamma, keys.fold(key, 1), self.graphs)
         means = self._scores(params, episode.support, graphs)
-        others = 1 - self.target(params, means)
-        found = (regret(gamma, graphs, self.evidence * means) * others).sum()
+        target, plain = self.target(params, means)
+        lost = regret(gamma, graphs, self.evidence * means)
+        found = plain * (lost * (1 - target)).sum()
         return found + self.sparse * sparsity(gamma) + self.acyclic * cyclicity(gamma)
