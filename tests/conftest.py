@@ -61,4 +61,4 @@ def _glyphs(split: str) -> ClassDataset:
 @pytest.fixture
 def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes take glyphs from eight classes a split, which nobody needs to draw."""
-    monkeypatch.setattr("tegu.job.load_glyphs", _glyphs)
+    monkeypatch.setattr("tegu.sources.images.load_glyphs", _glyphs)

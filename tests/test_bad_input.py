@@ -130,6 +130,7 @@ def other_network(place: Path) -> None:
 
 TINIER = " ".join(f"--set {key}={value}" for key, value in TINY.items())
 NEW = "train reptile-glyphs --run new --set model.width=4"
+OTHER = "train reptile-glyphs --run new"
 SETTING = f"{NEW} --set "
 CIFAR = "train --data cifar-fs --data-dir data --run new"
 OMNIGLOT = "train --data omniglot --data-dir data --run new"
@@ -206,24 +207,24 @@ CASES = {
     ),
     "model": Case(f"{NEW} --model conv5", "unknown model 'conv5'", "conv4, mlp", "mean 'conv4'?"),
     "activation": Case(
-        f"{NEW} --model mlp --set model.activation=rely", "'rely'", "relu, tanh", "mean 'relu'?"
+        f"{OTHER} --model mlp --set model.activation=rely", "'rely'", "relu, tanh", "mean 'relu'?"
     ),
     "classes wanted": Case(
         "train --learner protonet --data sinusoids",
         "protonet on sinusoids",
-        "compares examples",
-        "protonet on glyphs, or maml on sinusoids",
+        "classes, which it learns",
+        "Take protonet on cifar-fs or fc100 or glyphs",
     ),
     "numbers wanted": Case(
         "train --learner joint --data glyphs",
         "joint on glyphs",
-        "pooled over tasks",
-        "joint on sinusoids, or reptile on glyphs",
+        "numbers, which it learns",
+        "Take joint on sinusoids",
     ),
     "model and data": Case(
         "train --data sinusoids --model conv4",
-        "conv4 on sinusoids",
-        "single numbers",
+        "conv4 on sinusoids, whose inputs are vectors",
+        "a model that takes vectors",
         "model.name=mlp",
     ),
     "data set": Case(
@@ -235,23 +236,23 @@ CASES = {
     "a model of images on waves": Case(
         "train --data sinusoids --model resnet12",
         "the model resnet12 on sinusoids",
-        "single numbers",
-        "take one of glyphs, omniglot, cifar-fs, fc100",
+        "a model that takes vectors",
+        "Write model.name=mlp",
     ),
     "augmentation": Case(
         f"{SETTING}data.augment=standart", "augmentation 'standart'", "standard", "mean 'standard'?"
     ),
     "augmented waves": Case(
         "train reptile-sinusoids --set data.augment=standard",
-        "data.augment is standard on sinusoids",
-        "images of classes",
-        "Leave data.augment out",
+        "unknown setting of the data set sinusoids 'augment'",
+        "grid_query, phase, validation",
+        "Choose a setting of the data set sinusoids",
     ),
     "waves within a group": Case(
         "train reptile-sinusoids --set data.within=true",
-        "data.within is True on sinusoids",
-        "images of classes",
-        "Leave data.within out",
+        "unknown setting of the data set sinusoids 'within'",
+        "grid_query, phase, validation",
+        "mean 'validation'?",
     ),
     "tasks within groups that there are none of": Case(
         f"{SETTING}data.within=true",
@@ -260,19 +261,19 @@ CASES = {
         "Pass within=False",
     ),
     "pooling without convolutions": Case(
-        f"{NEW} --model mlp --set model.pool=true",
-        "model.pool is True with the model mlp",
-        "the model conv4, which has that setting",
-        "Leave model.pool out",
+        f"{OTHER} --model mlp --set model.pool=true",
+        "unknown setting of the model mlp 'pool'",
+        "activation, hidden",
+        "Choose a setting of the model mlp",
     ),
     "widths of a model with a factor": Case(
-        f"{NEW} --model wrn --set model.widths=[1,2,3,4]",
-        "model.widths is (1, 2, 3, 4) with the model wrn",
-        "the model conv4 or resnet12",
-        "Leave model.widths out",
+        f"{OTHER} --model wrn --set model.widths=[1,2,3,4]",
+        "unknown setting of the model wrn 'widths'",
+        "depth, widen",
+        "mean 'widen'?",
     ),
     "a depth of a model with four layers": Case(
-        f"{SETTING}model.depth=16", "model.depth is 16 with the model conv4", "wrn", "Leave model.d"
+        f"{SETTING}model.depth=16", "unknown setting of the model conv4", "pool, width", "Did"
     ),
     "three widths": Case(
         f"{SETTING}model.widths=[4,4,4]", "3 widths for a Conv4", "or four", "Pass width=64"
@@ -281,10 +282,16 @@ CASES = {
         f"{SETTING}model.widths=[4,4,0,4]", "model.widths is [4,4,0,4]", "at least 1", "Change wi"
     ),
     "a depth between two": Case(
-        f"{NEW} --model wrn --set model.depth=27", "depth is 27", "10, 16, 22, 28", "Pass depth=28"
+        f"{OTHER} --model wrn --set model.depth=27",
+        "depth is 27",
+        "10, 16, 22, 28",
+        "Pass depth=28",
     ),
     "too shallow": Case(
-        f"{NEW} --model wrn --set model.depth=4", "model.depth is 4", "at least 10", "Change depth"
+        f"{OTHER} --model wrn --set model.depth=4",
+        "model.depth is 4",
+        "at least 10",
+        "Change depth",
     ),
     "partition": Case(
         f"{OMNIGLOT} --set data.partition=vinyal",
@@ -328,10 +335,10 @@ CASES = {
         f"{SETTING}learner.inner_lr=fast", "inner_lr is 'fast'", "a number", "Write it as such"
     ),
     "float NaN": Case(f"{SETTING}train.outer_lr=nan", "outer_lr is nan", "finite number", "Write"),
-    "bool": Case(f"{SETTING}data.rotations=yes", "is 'yes'", "true or false", "Write it as such"),
-    "list": Case(f"{SETTING}model.hidden=64", "is '64'", "a list of whole numbers", "Write it"),
+    "bool": Case(f"{SETTING}data.invert=yes", "is 'yes'", "true or false", "Write it as such"),
+    "list": Case(f"{SETTING}model.widths=64", "is '64'", "a list of whole numbers", "Write it"),
     "list of words": Case(
-        f"{SETTING}model.hidden=['x']", "model.hidden is", "a list of whole numbers", "Write it"
+        f"{SETTING}model.widths=['x']", "model.widths is", "a list of whole numbers", "Write it"
     ),
     "threads in words": Case(
         f"{NEW} --threads abc", "engine.threads is 'abc'", "a whole number", "Write it as such"

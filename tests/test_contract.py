@@ -20,7 +20,7 @@ from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm, Mlp
+from tegu.models import BatchNorm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -32,19 +32,21 @@ class Row:
     """A learner and its own promises.
 
     Args:
-        make: the learner around a model of N_WAY outputs.
+        make: the learner around a model of its kind.
         support_order_matters: whether another order of the support set may
             change what is learnt.
         renaming_permutes: whether renaming classes permutes the scores and
             changes nothing else.
         queries_together: whether the answer to a query may depend on the other
             queries, under a normalisation that leaves them out.
+        kind: of tasks that it is held to, one of `KINDS`.
     """
 
     make: Callable[[nn.Module], Learner]
     support_order_matters: bool
     renaming_permutes: bool
     queries_together: bool = False
+    kind: str = "classes"
 
 
 def wide(model: nn.Module) -> nn.Module:
@@ -392,28 +394,65 @@ class Plain(nn.Module):
         return out
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "plain": Plain,
-    "normed": Normed,
+def of_classes(toy: ClassDataset) -> Episode:
+    """Four episodes, 3-way 3-shot, two queries a class."""
+    double = replace(toy, examples=toy.examples.double())
+    return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of tasks: toy models for it, and four episodes of 9 support rows and 6 queries.
+
+    Args:
+        models: by name; called without arguments.
+        episodes: from the toy classes, or from nothing but seeds.
+        frozen: a model with a frozen parameter and one named "unused" that has no use,
+            and the frozen one's name.
+        padding: what rows that only pad hold in the tests; any value must do.
+        featured: whether the models have a `body` that gives features.
+    """
+
+    models: dict[str, Callable[[], nn.Module]]
+    episodes: Callable[[ClassDataset], Episode]
+    frozen: tuple[Callable[[], nn.Module], str]
+    padding: float = 100.0
+    featured: bool = True
+
+
+KINDS = {
+    "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
 }
+PAIRS = {
+    f"{model}-{name}": (row, KINDS[row.kind].models[model])
+    for name, row in ROWS.items()
+    for model in KINDS[row.kind].models
+}
+classes = pytest.mark.parametrize("pair", [n for n in PAIRS if PAIRS[n][0].kind == "classes"])
+featured = pytest.mark.parametrize("pair", [n for n in PAIRS if KINDS[PAIRS[n][0].kind].featured])
 
 
-@pytest.fixture(params=ROWS)
-def row(request: pytest.FixtureRequest) -> Row:
-    return ROWS[request.param]
-
-
-@pytest.fixture(params=MODELS)
-def learner(request: pytest.FixtureRequest, row: Row) -> Learner:
-    """In float64, so that another order of sums is no excuse."""
-    return row.make(MODELS[request.param]().double())
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def episodes(toy_data: ClassDataset) -> Episode:
-    """Four episodes, 3-way 3-shot, two queries a class."""
-    double = replace(toy_data, examples=toy_data.examples.double())
-    return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
+def row(pair: str) -> Row:
+    return PAIRS[pair][0]
+
+
+@pytest.fixture
+def learner(pair: str) -> Learner:
+    """In float64, so that another order of sums is no excuse."""
+    row, model = PAIRS[pair]
+    return row.make(model().double())
+
+
+@pytest.fixture
+def episodes(row: Row, toy_data: ClassDataset) -> Episode:
+    return KINDS[row.kind].episodes(toy_data)
 
 
 KEYS = keys.fold(keys.key(0, "contract"), torch.arange(4))
@@ -447,7 +486,7 @@ def trained(learner: Learner, episodes: Episode) -> Params:
 
 
 def test_every_learner_has_a_row() -> None:
-    named = {row.make(Mlp(6, N_WAY)).name for row in ROWS.values()}
+    named = {row.make(model()).name for row, model in PAIRS.values()}
     assert named == set(LEARNERS)
 
 
@@ -505,8 +544,8 @@ def test_episodes_at_once_equal_one_by_one(learner: Learner, episodes: Episode) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_device_are_kept(learner: Learner, episodes: Episode, dtype: torch.dtype) -> None:
     learner.model.to(dtype)
-    halves = [half._replace(x=half.x.to(dtype)) for half in episodes]
-    episodes, params, engine = Episode(*halves), learner.init(), Vectorised(learner)
+    episodes = map_tensors(lambda v: v.to(dtype) if v.is_floating_point() else v, episodes)
+    params, engine = learner.init(), Vectorised(learner)
     state = engine.adapt(params, episodes.support, KEYS)
     made = [params, state, updated(engine, params, episodes), answers(engine, params, episodes)]
     for x in tensors(tuple(made)):
@@ -527,7 +566,7 @@ def test_a_gpu_gives_what_the_cpu_gives(learner: Learner, episodes: Episode) -> 
     torch.testing.assert_close(found.cpu(), expected)
 
 
-def test_padding_changes_nothing(learner: Learner, episodes: Episode) -> None:
+def test_padding_changes_nothing(row: Row, learner: Learner, episodes: Episode) -> None:
     """Episodes of 5, 8, 7 and 9 support rows and 4, 6, 3 and 5 queries in one batch."""
     params, sizes = trained(learner, episodes), [(5, 4), (8, 6), (7, 3), (9, 5)]
     ragged = []
@@ -537,9 +576,8 @@ def test_padding_changes_nothing(learner: Learner, episodes: Episode) -> None:
         support = Examples(*(field[-n_support:] for field in support))
         ragged.append(Episode(support, Examples(*(field[:n_query] for field in query))))
     batch = stack(ragged)
-    noise = torch.full_like(batch.support.x, 100.0)
-    mask = batch.support.mask
-    x = torch.where(mask.unsqueeze(-1), batch.support.x, noise)
+    noise = torch.full_like(batch.support.x, KINDS[row.kind].padding)
+    x = torch.where(batch.support.mask.unsqueeze(-1), batch.support.x, noise)
     batch = Episode(batch.support._replace(x=x), batch.query)
     for normalisation in ("support", "transductive"):
         judge = replace(learner, normalisation=normalisation)
@@ -565,20 +603,24 @@ def updated_alone(learner: Learner, params: Params, episode: Episode, t: int) ->
     return engine.outer_step(params, batch, KEYS[t : t + 1], outer_lr=0.5)
 
 
-def test_frozen_and_unused_parameters(row: Row, episodes: Episode) -> None:
+@pytest.mark.parametrize("name", ROWS)
+def test_frozen_and_unused_parameters(name: str, toy_data: ClassDataset) -> None:
     """A frozen weight stays the model's own and an unused one as it was."""
-    learner = row.make(Normed().double())
+    row, kind = ROWS[name], KINDS[ROWS[name].kind]
+    model, frozen = kind.frozen
+    learner, episodes = row.make(model().double()), kind.episodes(toy_data)
     params = learner.init()
-    assert "body.3.weight" not in params
+    assert frozen not in params
     new = trained(learner, episodes)
     assert new.keys() == params.keys()
     torch.testing.assert_close(new["unused"], params["unused"], rtol=0, atol=0)
     before = answers(Vectorised(learner), new, episodes)
     with torch.no_grad():
-        learner.model.body[3].weight.mul_(2)
+        learner.model.get_parameter(frozen).mul_(2)
     assert not torch.allclose(answers(Vectorised(learner), new, episodes), before)
 
 
+@featured
 def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episode) -> None:
     """Under new parameters, and under the model's own they equal a plain call.
 
@@ -599,6 +641,7 @@ def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episo
     assert found.shape == (6, 8)
 
 
+@featured
 def test_features_leave_the_buffers_of_a_users_model_alone(row: Row, episodes: Episode) -> None:
     model = nn.Module()
     model.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
@@ -618,6 +661,7 @@ def test_support_order(row: Row, learner: Learner, episodes: Episode) -> None:
     assert same != row.support_order_matters
 
 
+@classes
 def test_renaming_classes(row: Row, learner: Learner, episodes: Episode) -> None:
     params = trained(learner, episodes)
     renamed = episodes.support._replace(y=(episodes.support.y + 1) % N_WAY)

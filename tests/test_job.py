@@ -66,15 +66,18 @@ def test_some_learners_are_trained_on_batches_of_all_classes() -> None:
 
 
 def test_a_learner_of_classes_on_sinusoids() -> None:
-    with pytest.raises(InputError, match=r"protonet on sinusoids.*or maml on sinusoids"):
+    with pytest.raises(
+        InputError,
+        match=r"protonet on sinusoids.*expected classes.* on sinus",
+    ):
         job(learner__name="protonet", data__name="sinusoids").check()
 
 
 def test_sinusoids_are_regression() -> None:
     waves = job(data__name="sinusoids", model__activation="tanh")
-    assert waves.regression
+    assert waves.targets == "numbers"
     assert waves.learner.loss is squared_error
-    assert waves.score == (squared_error, "mse")
+    assert waves.measure == (squared_error, squared_error, "mse")
     assert isinstance(waves.learner.model, Mlp)
     assert isinstance(waves.learner.model.body[2], torch.nn.Tanh)
     assert waves.learner.model(torch.zeros(2, 1)).shape == (2, 1)
@@ -106,7 +109,7 @@ def test_tasks_are_drawn_as_the_recipe_says() -> None:
 def test_a_split_is_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one = job()
     first = one.data("meta_test")
-    monkeypatch.setattr("tegu.job.load_glyphs", None)
+    monkeypatch.setattr("tegu.sources.images.load_glyphs", None)
     assert one.data("meta_test").examples is first.examples
 
 
@@ -119,7 +122,7 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
         asked.append((split, settings))
         return glyphs
 
-    monkeypatch.setattr("tegu.job.load_omniglot", load)
+    monkeypatch.setattr("tegu.sources.images.load_omniglot", load)
     for partition in ("reptile", "vinyals"):
         one = job(data__name="omniglot", data__partition=partition)
         one.data("meta_train")
@@ -136,7 +139,7 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
 def test_ink_may_be_one_and_paper_zero() -> None:
     plain, turned = (job(data__invert=on).data("meta_test") for on in (False, True))
     assert torch.equal(turned.examples, 255 - plain.examples)
-    with pytest.raises(InputError, match="invert is true on cifar-fs"):
+    with pytest.raises(InputError, match="unknown setting of the data set cifar-fs 'invert'"):
         job(**PHOTOS, data__invert=True)
 
 
@@ -165,7 +168,7 @@ def test_photos_are_loaded_as_the_recipe_says(
         asked.append((split, settings))
         return photos(split)
 
-    monkeypatch.setattr(f"tegu.job.load_{loader}", load)
+    monkeypatch.setattr(f"tegu.sources.images.load_{loader}", load)
     recipe = parse(TINY, {"data.name": name, "train.n_way": 2})
     Job(recipe, tmp_path).data("meta_val")
     assert asked == [("meta_val", {"data_dir": tmp_path})]
@@ -208,7 +211,7 @@ def test_characters_have_one_channel_and_28_pixels() -> None:
 
 def test_only_training_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the split: validation may be on training classes."""
-    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    monkeypatch.setattr("tegu.sources.images.load_cifar_fs", photos)
     one = job(**PHOTOS, data__augment="standard", data__validation="meta_train")
     plain = job(**PHOTOS)
     index = torch.arange(5)
@@ -230,14 +233,14 @@ def test_only_training_images_are_augmented(monkeypatch: pytest.MonkeyPatch) -> 
 def test_augmentation_of_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        "tegu.job.standard", lambda channels, paper: asked.append((channels, paper))
+        "tegu.sources.images.standard", lambda channels, paper: asked.append((channels, paper))
     )
     job(data__augment="standard").training_tasks()
     assert asked == [(1, 1.0)]
 
 
 def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    monkeypatch.setattr("tegu.sources.images.load_cifar_fs", photos)
     one = job(**PHOTOS, data__within=True)
     assert one.training_tasks().within
     assert one.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
@@ -250,7 +253,7 @@ def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_photos_from_start_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    monkeypatch.setattr("tegu.sources.images.load_cifar_fs", photos)
     settings = {
         **PHOTOS,
         "data__within": True,
@@ -462,7 +465,10 @@ def test_a_figure_by_mini_batches_from_a_learner_without_any() -> None:
 PAIRS = [
     (name, data)
     for name, cls in LEARNERS.items()
-    for data, fits in (("glyphs", cls.classifies), ("sinusoids", cls.regresses))
+    for data, fits in (
+        ("glyphs", "classes" in cls.targets),
+        ("sinusoids", "numbers" in cls.targets),
+    )
     if fits
 ]
 

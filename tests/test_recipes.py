@@ -13,6 +13,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.omniglot import _check_settings
 from tegu.errors import InputError
 from tegu.job import Job
+from tegu.networks import MlpNetwork
 from tegu.recipes import Cell, load, parse
 
 
@@ -37,8 +38,8 @@ def test_each_recipe_builds(name: str, few_glyphs: None, monkeypatch: pytest.Mon
         counts, names = torch.tensor([30] * 20), tuple(map(str, range(20)))
         return ClassDataset("cifar-fs", split, torch.zeros(600, 3, 32, 32), counts, names)
 
-    monkeypatch.setattr("tegu.job.load_omniglot", characters)
-    monkeypatch.setattr("tegu.job.load_cifar_fs", photos)
+    monkeypatch.setattr("tegu.sources.images.load_omniglot", characters)
+    monkeypatch.setattr("tegu.sources.images.load_cifar_fs", photos)
     Job(load(name)).check()
 
 
@@ -72,9 +73,8 @@ def test_overrides_are_read_as_the_key_s_type() -> None:
             "train.meta_iterations": "1_000",
             "train.outer_lr": "1",
             "train.seed": 3,
+            "data.name": "omniglot",
             "data.rotations": "false",
-            "model.hidden": "[8, 9]",
-            "model.activation": "tanh",
             "model.widths": "[1, 2, 3, 4]",
             "model.pool": "true",
             "learner.inner_lr": "2e-3",
@@ -84,10 +84,8 @@ def test_overrides_are_read_as_the_key_s_type() -> None:
     assert (recipe.train.outer_lr, type(recipe.train.outer_lr)) == (1.0, float)
     assert recipe.train.seed == 3
     assert recipe.data.rotations is False
-    assert recipe.model.hidden == (8, 9)
     assert recipe.model.widths == (1, 2, 3, 4)
     assert recipe.model.pool is True
-    assert recipe.model.activation == "tanh"
     assert recipe.learner["inner_lr"] == 0.002
 
 
@@ -95,7 +93,7 @@ def test_another_name_drops_the_settings_of_the_first() -> None:
     """The same name, or none, keeps them."""
     assert load("reptile-glyphs").model.width == 32
     assert load("reptile-glyphs", {"model.name": "conv4"}).model.width == 32
-    assert load("reptile-glyphs", {"model.name": "mlp"}).model.width == 64
+    assert load("reptile-glyphs", {"model.name": "mlp"}).model == MlpNetwork()
     changed = load("reptile-glyphs", {"learner.name": "joint", "learner.eval_steps": "3"})
     assert (changed.learner["name"], changed.learner["eval_steps"]) == ("joint", 3)
     assert load("reptile-glyphs").learner["eval_steps"] == 20
@@ -135,9 +133,14 @@ def test_a_file_is_called_after_itself(tmp_path: Path) -> None:
         ({"name": "x", "trian": {}}, r"unknown key 'trian'.*Did you mean 'train'"),
         ({"name": "x", "train": []}, r"train is \[\]; expected a table. Write \[train\]"),
         ({"name": "x", "train": {"seed": True}}, r"train.seed is True; expected a whole number"),
-        ({"name": "x", "model": {"hidden": [True]}}, r"hidden is \[True\]; expected a list of"),
+        (
+            {"name": "x", "model": {"name": "mlp", "hidden": [True]}},
+            r"hidden is \[True\]; expected a list of",
+        ),
         ({"name": "x", "train": {"outer_lr": float("inf")}}, r"outer_lr is inf; expected a finite"),
         ({"name": "x", "evaluate": {"cells": {}}}, r"cells is {}; expected one or more tables"),
+        ({"name": "x", "model": {"name": "mlp", "widht": 1}}, r"unknown setting of the model mlp"),
+        ({"name": "x", "data": {"name": "glyps"}}, r"unknown data set.*Did you mean 'glyphs'"),
         ({"name": "x", "beside": ["glyph"]}, r"unknown recipe 'glyph'"),
         (
             {"name": "x", "learner": {"name": "relationnet", "seed": 3}},

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "learn unseen tasks with what a run meta-learned, and score them",
     "reproduce": "train and evaluate a published result",
     "leaderboard": "compare all learners at one budget",
+    "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
 }
@@ -99,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, text in {
         "--learner": "algorithm",
-        "--data": "data set: glyphs, omniglot, cifar-fs, fc100 or sinusoids",
-        "--model": "network: conv4, mlp, resnet12 or wrn",
+        "--data": "data set: glyphs, omniglot or sinusoids, say; a wrong name lists all",
+        "--model": "network: conv4 or mlp, say; a wrong name lists all",
         "--meta-iterations": "outer updates",
         "--seed": "seed of everything random",
         "--precision": "fp32 or bf16",
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
     _leaderboard(made["leaderboard"])
+    _compare(made["compare"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
@@ -149,6 +151,33 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="result file (default: benchmarks/results/leaderboard.json where that folder "
         "exists, else in that folder)",
+    )
+
+
+def _compare(one: argparse.ArgumentParser) -> None:
+    one.add_argument("learners", nargs="+", metavar="LEARNER", help="algorithms, two or more")
+    one.add_argument(
+        "--data", metavar="NAME", help="data set (default: the first whose tasks all of them learn)"
+    )
+    for flag, kind, default, text in (
+        ("--seconds", float, 300.0, "meta-training of each learner"),
+        ("--episodes", int, 300, "unseen tasks for each point of the curve"),
+        ("--seed", int, 0, "seed of everything random"),
+        ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
+        ("--precision", str, "fp32", "fp32 or bf16"),
+    ):
+        text = f"{text} (default: {default})"
+        one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
+    one.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data sets here first")
+    one.add_argument(
+        "--run", type=Path, metavar="DIR", help="folder of entries (default: runs/compare)"
+    )
+    one.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="result file (default: benchmarks/results/compare-LEARNER-LEARNER.json where "
+        "that folder exists, else in that folder)",
     )
 
 
@@ -225,7 +254,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command in ("recipes", "info"):
             document, text = handler(arguments)
-        elif arguments.command == "leaderboard":
+        elif arguments.command in ("leaderboard", "compare"):
             document, text = handler(arguments, {})
         else:
             document, text = handler(arguments, _overrides(arguments))

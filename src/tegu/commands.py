@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
+from tegu import compare, recipes, report
 from tegu import leaderboard as board
-from tegu import recipes, report
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -25,6 +26,7 @@ from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.leaderboard import Budget
+from tegu.learners import LEARNERS
 from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
@@ -105,7 +107,7 @@ def _labelled(cells: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]:
 
 def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
     rows = [(one["protocol"]["learner"], one["value"], one["ci95"]) for one in cells]
-    metric = job.score[1]
+    metric = job.measure.metric
     report.comparison(
         rows,
         path,
@@ -130,7 +132,8 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
     job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
     checkpoint = _checkpoint_of(arguments.run, recipe)
     params = fitting(checkpoint.params, job.learner, where=arguments.run / CHECKPOINT)
-    device = "cpu" if job.regression else job.recipe.engine.device  # waves are drawn there
+    # Tasks that are made rather than read are made on the CPU.
+    device = job.recipe.engine.device if job.targets == "classes" else "cpu"
     params = {k: v.to(device) for k, v in params.items()}
     cells = _score(job, params)
     document = report.result_document(
@@ -185,6 +188,47 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
             pictures.append(folder / f"{data}-{n_shot}-shot.png")
             _picture_board(document, data, n_shot, pictures[-1])
     text = [report.table(document["cells"]), *_listed(pictures), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Learners side by side, each in a process of its own."""
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(compare.Budget)}
+    budget, names = compare.Budget(**given), arguments.learners
+    data = arguments.data
+    if data is None:
+        able = compare.common(names)
+        if not able:
+            told = [f"{name} learns {' or '.join(LEARNERS[name].targets)}" for name in names]
+            raise InputError(
+                f"a comparison of {' and '.join(names)}, which learn no common kind of task",
+                "learners with targets in common",
+                f"Take others: {', '.join(told)}.",
+            )
+        data = able[0]
+    folder = arguments.run or Path("runs/compare")
+    shared = Path("benchmarks/results")
+    name = f"compare-{'-'.join(names)}.json"
+    output = arguments.output or (shared if shared.is_dir() else folder) / name
+    _check_output(output)
+    words = [f" --data {data}" if arguments.data else ""]
+    for key, default in vars(compare.Budget()).items():
+        if (value := given[key]) != default:
+            words.append(f" --{key} {value:g}" if key == "seconds" else f" --{key} {value}")
+    with bar("compare", len(names), unit="learners") as tell:
+        document, entries = compare.run(
+            names,
+            data,
+            budget,
+            folder,
+            data_dir=arguments.data_dir,
+            command=f"tegu compare {' '.join(names)}{''.join(words)}",
+            progress=lambda done, _total, note: tell(done, note),
+        )
+    report.write_result(output, document)
+    picture = folder / f"{data}-{'-'.join(names)}.png"
+    compare.draw(entries, picture, title=f"{' and '.join(names)} on {data}")
+    text = [compare.table(entries, budget), *_listed([picture]), f"result: {output}"]
     return document, "\n".join(text)
 
 
@@ -340,7 +384,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
 
 
 def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, list[Path]]:
-    recipe, metric = job.recipe, job.score[1]
+    recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
@@ -356,7 +400,7 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
         chance = 1 / recipe.train.n_way if metric == "accuracy" else None
         title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
         report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
-    if job.regression:
+    if job.recipe.data.name == "sinusoids":
         pictures.append(folder / "fit.png")
         _picture_fit(job, params, pictures[-1])
     return params, last, pictures
@@ -372,7 +416,7 @@ def _score(job: Job, params: Params) -> list[dict[str, Any]]:
     settings = job.recipe.evaluate
     groups = {alike(cell) for cell in settings.cells}
     total = len(groups) * settings.episodes
-    metric = job.score[1]
+    metric = job.measure.metric
     with bar(f"evaluate {job.recipe.name}", total, unit="episodes") as tell:
         found = job.evaluate(
             params,
@@ -393,7 +437,7 @@ def _score(job: Job, params: Params) -> list[dict[str, Any]]:
 
 def _score_cell(job: Job, cell: Cell, learner: Any, params: Params, *, title: str) -> Result:
     settings = job.recipe.evaluate
-    score, metric = job.score
+    _, score, metric = job.measure
     tasks = job.tasks(settings.split, n_shot=cell.n_shot, n_query=cell.n_query, seed=settings.seed)
     with bar(title, settings.episodes, unit="episodes") as tell:
         (result,) = evaluate(
@@ -415,10 +459,10 @@ def _protocol(job: Job, cell: Cell) -> dict[str, Any]:
     together = {"transductive": True} if job.learner.transductive else {}
     return {
         "data": job.recipe.data.name,
-        "within": "group" if job.recipe.data.within else None,
-        "n_way": None if job.regression else cell.n_way or job.recipe.train.n_way,
+        "n_way": (cell.n_way or job.recipe.train.n_way) if job.targets == "classes" else None,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
+        **job.recipe.data.protocol(),
         **together,
     }
 
@@ -558,6 +602,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "evaluate": evaluate_run,
     "reproduce": reproduce,
     "leaderboard": leaderboard,
+    "compare": compare_learners,
     "recipes": list_recipes,
     "info": info,
 }

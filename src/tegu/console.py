@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from tegu.engine.train import Progress
 from tegu.errors import InputError
+from tegu.losses import SHARES
 
 SILENCE = 60.0  # seconds without a line, at most
 
@@ -117,9 +118,7 @@ def training(
             began.append((report.iteration, report.seconds))
         note = f"loss {report.loss:.3f}"
         if report.validation is not None:
-            shown = (
-                f"{report.validation:.1%}" if metric == "accuracy" else f"{report.validation:.3f}"
-            )
+            shown = f"{report.validation:.1%}" if metric in SHARES else f"{report.validation:.3f}"
             note += f", validation {metric} {shown}"
         passed = report.seconds - began[0][1]
         if passed > 0:

@@ -18,8 +18,10 @@ class Examples(NamedTuple):
     """Inputs with their targets.
 
     Attributes:
-        x: shape (S, ...), floating; (T, S, ...) for a batch of episodes.
-        y: shape (S,) int64 class labels, or (S, D) floating targets.
+        x: shape (S, ...), floating, or (S, L) int64 sequences of tokens; (T, S, ...)
+            for a batch of episodes.
+        y: shape (S,) int64 class labels, (S, D) floating targets, or (S, M) int64
+            sequences of tokens.
         mask: shape (S,) bool, False where a row only pads.
     """
 

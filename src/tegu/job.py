@@ -10,34 +10,21 @@ from typing import Any
 
 import torch
 
-from tegu.datasets import (
-    ClassDataset,
-    Sinusoids,
-    load_cifar_fs,
-    load_fc100,
-    load_glyphs,
-    load_omniglot,
-)
-from tegu.datasets.augment import standard
+from tegu.datasets import ClassDataset
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, can_compile
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.losses import accuracy, cross_entropy, squared_error
-from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.losses import MEASURES, Measure
+from tegu.networks import NETWORKS
 from tegu.recipes import Cell, Recipe
-from tegu.sampling import ClassBatches, FewShotTasks, Tasks
+from tegu.sampling import ClassBatches, Tasks
+from tegu.sources import SOURCES
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
-# Channels and side in pixels of the images.
-IMAGES = {"glyphs": (1, 28), "omniglot": (1, 28), "cifar-fs": (3, 32), "fc100": (3, 32)}
-SOURCES = (*IMAGES, "sinusoids")
-MODELS = ("conv4", "mlp", "resnet12", "wrn")
-# Settings that only some models have; elsewhere they would do nothing, and nobody would notice.
-OWN = {"pool": ("conv4",), "widths": ("conv4", "resnet12"), "depth": ("wrn",), "widen": ("wrn",)}
 
 
 @dataclass(frozen=True)
@@ -53,12 +40,7 @@ class Job:
     data_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.recipe.data.name not in SOURCES:
-            raise unknown("data set", self.recipe.data.name, SOURCES)
-        if self.recipe.model.name not in MODELS:
-            raise unknown("model", self.recipe.model.name, MODELS)
         self._check_pair()
-        self._check_fit()
         if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
             raise InputError(
                 f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
@@ -79,66 +61,35 @@ class Job:
             torch.set_num_threads(self.recipe.engine.threads)
 
     def _check_pair(self) -> None:
-        """Classes for a learner of classes, numbers for one of numbers."""
-        name, data = self.recipe.learner["name"], self.recipe.data.name
-        cls = LEARNERS[name]
-        if self.regression and not cls.regresses:
+        """A learner of such targets, and a network for such inputs."""
+        name, source, model = self.recipe.learner["name"], self.recipe.data, self.recipe.model
+        if source.targets not in LEARNERS[name].targets:
+            learns = LEARNERS[name].targets
+            able = [other for other, cls in LEARNERS.items() if source.targets in cls.targets]
+            fits = [other for other, cls in SOURCES.items() if cls.targets in learns]
             raise InputError(
-                f"{name} on {data}, whose targets are numbers",
-                "classes, which it compares examples by",
-                f"Take {name} on glyphs, or maml on {data}.",
+                f"{name} on {source.name}, whose targets are {source.targets}",
+                f"{' or '.join(learns)}, which it learns",
+                f"Take {name} on {_some(fits)}, or {_some(able)} on {source.name}.",
             )
-        if not self.regression and not cls.classifies:
+        kind = source.inputs().kind
+        if kind not in model.takes:
+            able = [other for other, cls in NETWORKS.items() if kind in cls.takes]
             raise InputError(
-                f"{name} on {data}, whose classes are named anew in each task",
-                "numbers: pooled over tasks, such names mean nothing",
-                f"Take {name} on sinusoids, or reptile on {data}.",
+                f"the model {model.name} on {source.name}, whose inputs are {kind}",
+                f"a model that takes {kind}",
+                f"Write model.name={_some(able)}.",
             )
-
-    def _check_fit(self) -> None:
-        """Refuses settings that make no sense together."""
-        data, model = self.recipe.data, self.recipe.model
-        if self.regression and model.name != "mlp":
-            raise InputError(
-                f"the model {model.name} on sinusoids",
-                "a model that takes single numbers",
-                f"Write model.name=mlp, or take one of {', '.join(IMAGES)}.",
-            )
-        if data.augment not in ("", "standard"):
-            raise unknown("augmentation", data.augment, ["standard"])
-        if data.invert and IMAGES.get(data.name, (3, 0))[0] != 1:
-            raise InputError(
-                f"data.invert is true on {data.name}",
-                "images of one channel, ink on paper",
-                "Leave data.invert out.",
-            )
-        for name, value in (("augment", data.augment), ("within", data.within)):
-            if self.regression and value:
-                raise InputError(
-                    f"data.{name} is {value} on sinusoids",
-                    "images of classes, which sinusoids are not",
-                    f"Leave data.{name} out.",
-                )
-        for name, models in OWN.items():
-            value = getattr(model, name)
-            if value != getattr(type(model)(), name) and model.name not in models:
-                raise InputError(
-                    f"model.{name} is {value} with the model {model.name}",
-                    f"the model {' or '.join(models)}, which has that setting",
-                    f"Leave model.{name} out, or write model.name={models[0]}.",
-                )
 
     @property
-    def regression(self) -> bool:
-        """Whether tasks have numbers as targets rather than classes."""
-        return self.recipe.data.name == "sinusoids"
+    def targets(self) -> str:
+        """What a task's targets are: "classes", "numbers", "sequences" or "samples"."""
+        return self.recipe.data.targets
 
     @property
     def validation(self) -> str:
         """The split that the progress figure comes from."""
-        data = self.recipe.data
-        has_none = data.name == "omniglot" and data.partition in ("reptile", "alphabets")
-        return data.validation or ("meta_train" if has_none else "meta_val")
+        return self.recipe.data.validated()
 
     def check(self) -> None:
         """Builds all that training and evaluation need, so that nothing wrong shows later.
@@ -149,7 +100,7 @@ class Job:
         train, scored = self.recipe.train, self.recipe.evaluate
         learner, _ = self.learner, self.settings
         self.engine(learner, steps=0)
-        if learner.uses_queries() and not (train.n_query or self.regression):
+        if learner.uses_queries() and not train.n_query and self.targets == "classes":
             raise InputError(
                 f"train.n_query is 0 with the learner {learner.name}",
                 "queries, which it meta-learns from",
@@ -176,45 +127,28 @@ class Job:
         return {}
 
     def _load(self, split: str) -> ClassDataset:
-        settings = self.recipe.data
-        if settings.name == "glyphs":
-            found = load_glyphs(split)
-        elif settings.name == "cifar-fs":
-            found = load_cifar_fs(split, data_dir=self.data_dir)
-        elif settings.name == "fc100":
-            found = load_fc100(split, data_dir=self.data_dir)
-        else:
-            found = load_omniglot(
-                split,
-                partition=settings.partition,
-                data_dir=self.data_dir,
-                # The Vinyals split has rotated classes in every part, the others to train on.
-                rotations=settings.rotations
-                and (split == "meta_train" or settings.partition == "vinyals"),
-            )
-        if settings.invert:
-            found = replace(found, examples=255 - found.examples)
+        found = self.recipe.data.load(split, self.data_dir)
         return found.to(self.recipe.engine.device)
 
-    def tasks(self, split: str, *, n_shot: int, n_query: int, seed: int, n_way: int = 0) -> Tasks:
-        """Episodes of a split, images as they are; n_way 0 is that of training."""
-        if self.regression:
-            settings = self.recipe.data
-            return Sinusoids(
-                split,
-                n_shot=n_shot,
-                n_query=max(n_query, 1),
-                seed=seed,
-                grid_query=settings.grid_query or split != "meta_train",
-                phase=(0.0, settings.phase),
-            )
-        return FewShotTasks(
-            self.data(split),
-            n_way or self.recipe.train.n_way,
-            n_shot,
-            n_query,
-            seed,
-            within=self.recipe.data.within,
+    def tasks(
+        self,
+        split: str,
+        *,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        n_way: int = 0,
+        training: bool = False,
+    ) -> Tasks:
+        """Episodes of a split; n_way 0 is that of training."""
+        return self.recipe.data.tasks(
+            split,
+            self.data(split) if self.targets == "classes" else None,
+            n_way=n_way or self.recipe.train.n_way,
+            n_shot=n_shot,
+            n_query=n_query,
+            seed=seed,
+            training=training,
         )
 
     def judge(self, cell: Cell, learner: Learner | None = None) -> Learner:
@@ -254,58 +188,39 @@ class Job:
 
         These are the only examples that are augmented.
         """
-        train, data = self.recipe.train, self.recipe.data
-        tasks: Any = (
-            ClassBatches(self.data("meta_train"), train.batch, train.seed)
-            if LEARNERS[self.recipe.learner["name"]].pretrains
-            else self.tasks(
-                "meta_train", n_shot=train.n_shot, n_query=train.n_query, seed=train.seed
-            )
+        train = self.recipe.train
+        if LEARNERS[self.recipe.learner["name"]].pretrains:
+            data, varied = self.data("meta_train"), getattr(self.recipe.data, "varied", None)
+            augment = varied() if varied else None
+            return ClassBatches(data, train.batch, train.seed, augment=augment)
+        return self.tasks(
+            "meta_train",
+            n_shot=train.n_shot,
+            n_query=train.n_query,
+            seed=train.seed,
+            training=True,
         )
-        if data.augment:
-            tasks = replace(
-                tasks, augment=standard(IMAGES[data.name][0], paper=0.0 if data.invert else 1.0)
-            )
-        made: Tasks = tasks
-        return made
 
     def _model(self) -> torch.nn.Module:
-        settings, train = self.recipe.model, self.recipe.train
-        channels, size = IMAGES.get(self.recipe.data.name, (1, 1))
-        cls = LEARNERS[self.recipe.learner["name"]]
-        channels += cls.extra_inputs(self.recipe.learner)
-        ways, seed = 0 if cls.headless else train.n_way, train.seed
-        if settings.name == "conv4":
-            width = settings.widths or settings.width
-            return Conv4(
-                ways, channels=channels, size=size, width=width, pool=settings.pool, seed=seed
-            )
-        if settings.name == "resnet12":
-            own: dict[str, Any] = {"widths": settings.widths} if settings.widths else {}
-            return ResNet12(ways, channels=channels, size=size, seed=seed, **own)
-        if settings.name == "wrn":
-            depth, widen = settings.depth, settings.widen
-            return WideResNet(ways, channels=channels, depth=depth, widen=widen, seed=seed)
-        return Mlp(
-            channels * size * size,
-            1 if self.regression else ways,
-            hidden=settings.hidden,
-            activation=settings.activation,
-            seed=seed,
-        )
+        inputs, cls = self.recipe.data.inputs(), LEARNERS[self.recipe.learner["name"]]
+        outputs = 0 if cls.headless else inputs.outputs or self.recipe.train.n_way
+        if extra := cls.extra_inputs(self.recipe.learner):
+            inputs = inputs.wider(extra)
+        return self.recipe.model.build(inputs, outputs, seed=self.recipe.train.seed)
 
     @cached_property
     def learner(self) -> Learner:
         """The algorithm around its model."""
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
-        loss = squared_error if self.regression else cross_entropy
         train = self.recipe.train
         own = {f.name for f in fields(cls)}
         chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
         if cls.pretrains:
             chosen["n_classes"] = self.data("meta_train").n_classes
-        return cls(model=self._model().to(self.recipe.engine.device), loss=loss, **chosen)
+        return cls(
+            model=self._model().to(self.recipe.engine.device), loss=self.measure.loss, **chosen
+        )
 
     def engine(self, learner: Learner, *, steps: int, gradients: int = 0) -> Vectorised:
         """The learner vectorised; compiled where so many steps or outer gradients repay it."""
@@ -368,9 +283,14 @@ class Job:
         cell, train = self.recipe.evaluate.cells[0], self.recipe.train
         tasks = self._validation_tasks
         engine = Vectorised(self.judge(cell), vectorise=self.recipe.engine.vectorise)
-        score, metric = self.score
+        measure = self.measure
         (result,) = evaluate(
-            engine, params, tasks, episodes=train.validate_episodes, score=score, metric=metric
+            engine,
+            params,
+            tasks,
+            episodes=train.validate_episodes,
+            score=measure.score,
+            metric=measure.metric,
         )
         return result.value
 
@@ -386,9 +306,10 @@ class Job:
         )
 
     @property
-    def score(self) -> tuple[Any, str]:
-        """How a task is scored, and what the score is called."""
-        return (squared_error, "mse") if self.regression else (accuracy, "accuracy")
+    def measure(self) -> Measure:
+        """How answers are judged: the learner's own way, or that of the targets."""
+        own = LEARNERS[self.recipe.learner["name"]].measure
+        return MEASURES[own or self.targets]
 
     def evaluate(
         self,
@@ -399,7 +320,7 @@ class Job:
     ) -> list[tuple[Cell, Result]]:
         """Every cell of the recipe; cells that differ only in normalisation share their tasks."""
         settings = self.recipe.evaluate
-        score, metric = self.score
+        measure = self.measure
         results: dict[Cell, Result] = {}
         groups: dict[Cell, list[Cell]] = {}
         for cell in settings.cells:
@@ -429,13 +350,18 @@ class Job:
                 episodes=settings.episodes,
                 at_once=settings.at_once,
                 seed=settings.seed,
-                score=score,
-                metric=metric,
+                score=measure.score,
+                metric=measure.metric,
                 normalisations=[cell.normalisation for cell in cells],
                 progress=partial(told),
             )
             results.update(zip(cells, found, strict=True))
         return [(cell, results[cell]) for cell in settings.cells]
+
+
+def _some(names: list[str]) -> str:
+    """The first few of some names."""
+    return " or ".join(names[:3])
 
 
 def alike(cell: Cell) -> Cell:

@@ -8,7 +8,6 @@ stopped goes on with the entries that are missing.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -21,9 +20,10 @@ import torch
 from tegu import keys, recipes, report
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.vectorise import Vectorised, tensors_of
-from tegu.errors import InputError, unknown
+from tegu.errors import unknown
 from tegu.job import Job
 from tegu.learners import LEARNERS
+from tegu.processes import apart
 
 REPEATS = 20  # timings of one task, after two that do not count
 
@@ -73,7 +73,7 @@ class Budget:
 
 def contenders() -> list[str]:
     """Learners of classes, by name."""
-    return sorted(name for name, cls in LEARNERS.items() if cls.classifies)
+    return sorted(name for name, cls in LEARNERS.items() if "classes" in cls.targets)
 
 
 def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> Job:
@@ -170,38 +170,9 @@ def _task(one: Job, cell: Any, engine: Vectorised, params: Any) -> tuple[float, 
     return statistics.median(took[2:]), size
 
 
-def _child(send: Any, *arguments: Any) -> None:
-    try:
-        send.send(("done", entry(*arguments)))
-    except InputError as error:
-        send.send(("refused", (error.given, error.expected, error.todo)))
-
-
-def _apart(*arguments: Any) -> dict[str, Any]:
+def _apart(learner: str, data: str, *rest: Any) -> dict[str, Any]:
     """`entry` in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(send, *arguments))
-    process.start()
-    send.close()
-    try:
-        kind, outcome = receive.recv()
-    except EOFError:
-        process.join()
-        raise InputError(
-            f"{arguments[0]} on {arguments[1]} ended without a result "
-            f"(exit code {process.exitcode})",
-            "a process that has memory enough",
-            "Look at what it printed; lower the budget or leave that learner out.",
-        ) from None
-    finally:
-        if process.is_alive():
-            process.join(10)
-        if process.is_alive():
-            process.terminate()
-    if kind == "refused":
-        raise InputError(*outcome)
-    found: dict[str, Any] = outcome
+    found: dict[str, Any] = apart(f"{learner} on {data}", entry, learner, data, *rest)
     return found
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError, unknown
+from tegu.losses import SHARES
 
 PROTOCOL = (
     "data",
@@ -170,7 +171,7 @@ def _figure(what: str, value: Any, metric: str) -> None:
         raise InputError(f"{what} is {value!r}", "a finite number", "Evaluate again.")
     if what.startswith(("ci95", "the interval")) and value < 0:
         raise InputError(f"{what} is {value}", "0 or more", "Pass the half-width.")
-    if metric == "accuracy" and not 0 <= value <= 1:
+    if metric in SHARES and not 0 <= value <= 1:
         raise InputError(f"{what} is {value}", "an accuracy from 0 to 1", "Divide per cent by 100.")
 
 
@@ -344,7 +345,7 @@ def _said(value: Any) -> str:
 def _value(item: dict[str, Any]) -> str:
     if item["ci95"] is None:
         return shown(item["value"], item["metric"])
-    if item["metric"] == "accuracy":
+    if item["metric"] in SHARES:
         return f"{100 * item['value']:.2f} ± {100 * item['ci95']:.2f} %"
     return f"{item['value']:.4g} ± {item['ci95']:.2g}"
 
@@ -367,7 +368,7 @@ def shown(value: float | None, metric: str) -> str:
     """A figure as people read it: "95.39 %" for 0.9539 of accuracy, else the number."""
     if value is None:
         return ""
-    return f"{100 * value:.2f} %" if metric == "accuracy" else f"{value:.3g}"
+    return f"{100 * value:.2f} %" if metric in SHARES else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -384,6 +385,7 @@ DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 # Okabe and Ito's palette, told apart by colour-blind readers too.
 BLUE, ORANGE, SKY, GREEN, RED = "#0072B2", "#E69F00", "#56B4E9", "#009E73", "#D55E00"
+COLOURS = (BLUE, RED, GREEN, ORANGE, SKY)  # of curves side by side
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -408,7 +410,7 @@ _STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def _picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
+def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     """An empty figure of `size` inches with the house's style, written at the end."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -445,8 +447,8 @@ def learning_curve(
         raise InputError("no metrics", "one row or more", "Train with validate_every above 0.")
     from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
-    scale = 100 if metric == "accuracy" else 1
-    name = "validation accuracy, %" if metric == "accuracy" else f"validation {metric}"
+    scale = 100 if metric in SHARES else 1
+    name = f"validation {metric}, %" if metric in SHARES else f"validation {metric}"
     curves = [
         (name, _points(metrics, "validation", scale), BLUE),
         ("training loss", _points(metrics, "loss", 1), FAINT),
@@ -454,7 +456,7 @@ def learning_curve(
     curves = [curve for curve in curves if curve[1][0]]
     if not curves:
         raise InputError("metrics without a finite figure", "a loss or more", "Lower outer_lr.")
-    with _picture(path, title, (7.5, 4.8 if len(curves) == 2 else 3.2)) as figure:
+    with picture(path, title, (7.5, 4.8 if len(curves) == 2 else 3.2)) as figure:
         ratios = [3, 1.3][: len(curves)]
         panels = figure.subplots(len(curves), sharex=True, squeeze=False, height_ratios=ratios)
         for axes, (label, (x, y), colour) in zip(panels[:, 0], curves, strict=True):
@@ -543,9 +545,9 @@ def comparison(
     for name, value, ci95 in rows:
         _figure(f"the value of '{name}'", value, metric)
         _figure(f"the interval of '{name}'", ci95, metric)
-    percent = metric == "accuracy"
+    percent = metric in SHARES
     scale, best = (100 if percent else 1), highlight or rows[-1][0]
-    with _picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
+    with picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
         axes = figure.subplots()
         for at, (name, value, ci95) in enumerate(rows):
             colour = BLUE if name == best else "#A9B4BC"
@@ -591,7 +593,7 @@ def tradeoff(
         if not 0 < cost < math.inf:
             raise InputError(f"the cost of '{name}' is {cost}", "above 0", "Time it again.")
     ordered = sorted(rows, key=lambda row: -row[1])
-    with _picture(path, title, (8.5, 6.0)) as figure:
+    with picture(path, title, (8.5, 6.0)) as figure:
         axes = figure.subplots()
         for name, value, ci95, cost in ordered:
             first = name == ordered[0][0]
@@ -679,7 +681,7 @@ def episode(
     # A thin empty row parts the two halves.
     heights = [1.0] * above + [0.22] + [1.0] * below
     size = (1.15 + 1.3 * len(classes), 0.95 + 1.32 * (above + below))
-    with _picture(path, title, size) as figure:
+    with picture(path, title, size) as figure:
         grid = figure.add_gridspec(
             len(heights),
             len(classes) + 1,
@@ -775,7 +777,7 @@ def sinusoid_fit(
     down = -(-tasks // across)
     size = (2.9 * across + 1.5 if across > 1 else 6.5, 0.85 + 2.5 * down)
     colours = [RED, ORANGE, SKY, GREEN][: max(len(curves) - 1, 0)] + [BLUE] * bool(curves)
-    with _picture(path, title, size) as figure:
+    with picture(path, title, size) as figure:
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         limit = 1.15 * max(float(t.abs().max()) for t in (y, seen, *(c for _, c in curves)))
         for t, axes in enumerate(panels.flat):

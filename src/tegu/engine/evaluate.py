@@ -97,7 +97,9 @@ def evaluate(
         }
         for learner, kind, kept in zip(learners, kinds, scores, strict=True):
             outputs = engine.predict(params, states[kind], batch.query, learner=learner)
-            kept.append(vmap(score)(outputs.to(batch.query.x.dtype), batch.query).double().cpu())
+            if batch.query.x.is_floating_point():
+                outputs = outputs.to(batch.query.x.dtype)
+            kept.append(vmap(score)(outputs, batch.query).double().cpu())
         if progress:
             progress(int(index[-1]) + 1, float(torch.cat(scores[0]).mean()))
     results = []

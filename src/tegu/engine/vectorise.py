@@ -367,7 +367,7 @@ class Vectorised:
             def one(state: State, query: Examples) -> Tensor:
                 with _precision(self.precision, query.x.device):
                     last = learner.finish(state, training=True)
-                    return learner.loss(learner.predict(params, last, query.x, query.mask), query)
+                    return learner.query_loss(params, last, query)
 
             return vmap(one)(_with_floats(state, moving), episodes.query).mean()
 

@@ -50,6 +50,7 @@ class Anil(Maml):
     """
 
     name: ClassVar[str] = "anil"
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
 
     head: str = "head"
 

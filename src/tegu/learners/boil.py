@@ -33,6 +33,7 @@ class Boil(Maml):
     """
 
     name: ClassVar[str] = "boil"
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
 
     inner_lr: float = 0.5
     eval_steps: int = 1

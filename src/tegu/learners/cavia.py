@@ -52,6 +52,7 @@ class Cavia(Maml):
     """
 
     name: ClassVar[str] = "cavia"
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
     start: ClassVar[Mapping[str, Any]] = {**Maml.start, "model.name": "mlp"}
     start_numbers: ClassVar[Mapping[str, Any]] = {
         key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
@@ -88,12 +89,13 @@ class Cavia(Maml):
         x: Tensor,
         mask: Tensor | None,
         training: bool,
+        *more: Tensor,
         prefix: str = "",
     ) -> Tensor:
         context = params.get(prefix + CONTEXT, x.new_zeros(self.context))
         joined = join(x, context)
         try:
-            return super()._call(module, params, joined, mask, training, prefix)
+            return super()._call(module, params, joined, mask, training, *more, prefix=prefix)
         except RuntimeError as failure:
             if self._fits(module, joined):
                 raise

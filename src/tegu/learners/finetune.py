@@ -7,6 +7,7 @@ meta-learns where gradient descent should start.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +59,8 @@ class FineTune(Learner):
             `inner_batch`: the mean while meta-training, and less for smaller
             batches after it. Otherwise it is the mean throughout.
     """
+
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers", "sequences")
 
     inner_optimiser: str = "adam"
     inner_lr: float = 1e-3
@@ -115,7 +118,7 @@ class FineTune(Learner):
         state = {
             "weights": weights,
             "inner": inner if self.carry else self.optimiser.init(weights),
-            "loss": torch.zeros((), device=support.x.device, dtype=support.x.dtype),
+            "loss": next(iter(weights.values())).new_zeros(()),
             "support": self.kept(support),
         }
         if batch := self.inner_batch if training else self.eval_batch:
@@ -142,8 +145,8 @@ class FineTune(Learner):
     def batch_loss(self, params: Params, state: State, support: Examples, index: Tensor) -> Tensor:
         """Loss of the task's weights on the mini-batch of step `index`."""
         batch, mask, scale = self.batch(state, support, index)
-        outputs = self.forward({**params, **state["weights"]}, batch.x, mask)
-        return scale * self.loss(outputs, batch)
+        weights = {**params, **state["weights"]}
+        return scale * self.loss(self.forward(weights, batch.x, mask, targets=batch.y), batch)
 
     def batch(
         self, state: State, support: Examples, index: Tensor
@@ -167,6 +170,12 @@ class FineTune(Learner):
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         return self.answer({**params, **state["weights"]}, state, query, mask)
+
+    def query_loss(self, params: Params, state: State, query: Examples) -> Tensor:
+        if not self.generates():
+            return super().query_loss(params, state, query)
+        weights = {**params, **state["weights"]}
+        return self.loss(self.forward(weights, query.x, query.mask, targets=query.y), query)
 
 
 def split(params: Params) -> tuple[Params, Params]:

@@ -37,7 +37,7 @@ class Head(Learner):
 
     tracks: ClassVar[bool] = True
     headless: ClassVar[bool] = True
-    regresses: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("classes",)
     start: ClassVar[Mapping[str, Any]] = {
         "learner.normalisation": "running",
         "train.outer_lr": 0.001,

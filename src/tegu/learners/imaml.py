@@ -175,8 +175,7 @@ class IMaml(FineTune):
             weights = {name: w - back * (w - fixed[name]) for name, w in weights.items()}
 
         def query_loss(weights: Params) -> Tensor:
-            outputs = self.predict(fixed, {**state, "weights": weights}, query.x, query.mask)
-            return self.loss(outputs, query)
+            return self.query_loss(fixed, {**state, "weights": weights}, query)
 
         slope, loss = grad_and_value(query_loss)(weights)
         implicit = self._implicit(fixed, weights, slope, support)
@@ -192,7 +191,8 @@ class IMaml(FineTune):
         scale = self.strength + self.damping
 
         def support_loss(weights: Params) -> Tensor:
-            outputs = self.forward({**params, **weights}, support.x, support.mask)
+            merged = {**params, **weights}
+            outputs = self.forward(merged, support.x, support.mask, targets=support.y)
             return self.loss(outputs, support)
 
         # H is symmetric: pulling v back through the gradient gives H v, from one graph for all.

@@ -27,7 +27,7 @@ class Joint(FineTune):
     """
 
     name: ClassVar[str] = "joint"
-    classifies: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("numbers",)
     start_numbers: ClassVar[Mapping[str, Any]] = {
         "learner.inner_optimiser": "sgd",
         "learner.inner_lr": 0.02,

@@ -92,8 +92,9 @@ class Learner:
     name: ClassVar[str]
     tracks: ClassVar[bool] = False  # whether running statistics are meta-learned
     headless: ClassVar[bool] = False  # whether the model is asked for features alone
-    classifies: ClassVar[bool] = True  # whether targets may be classes, named anew in each task
-    regresses: ClassVar[bool] = True  # whether targets may be numbers
+    # What targets may be: classes (named anew in each task), numbers, sequences or samples.
+    targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
+    measure: ClassVar[str] = ""  # of `tegu.losses.MEASURES`, where it is not that of the targets
     # Settings to start from, by dotted key of a recipe: for classes, and for numbers.
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
     start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
@@ -197,8 +198,11 @@ class Learner:
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss of the adapted learner on the query set; the engine takes its gradient."""
         state = self.adapt(params, episode.support, key, training=True)
-        outputs = self.predict(params, state, episode.query.x, episode.query.mask)
-        return self.loss(outputs, episode.query)
+        return self.query_loss(params, state, episode.query)
+
+    def query_loss(self, params: Params, state: State, query: Examples) -> Tensor:
+        """Loss on queries once a task is learnt."""
+        return self.loss(self.predict(params, state, query.x, query.mask), query)
 
     def schedule(self, done: float) -> Params:
         """Values that change in the course of meta-training, by their names.
@@ -250,10 +254,25 @@ class Learner:
     # Helpers for algorithms.
 
     def forward(
-        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+        self,
+        params: Params,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        training: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """One pass of the model; batch normalisation as in `features`."""
-        return self._call(self.model, params, x, mask, training)
+        """One pass of the model; batch normalisation as in `features`.
+
+        A model that `generates` takes the targets (B, M) as its second argument, and so
+        writes token after token of the right sequence; without them, after its own.
+        """
+        more = (targets,) if self.generates() and targets is not None else ()
+        return self._call(self.model, params, x, mask, training, *more)
+
+    def generates(self) -> bool:
+        """Whether the model writes sequences, token after token: its own word for it."""
+        return bool(getattr(self.model, "generates", False))
 
     def _call(
         self,
@@ -262,6 +281,7 @@ class Learner:
         x: Tensor,
         mask: Tensor | None,
         training: bool,
+        *more: Tensor,
         prefix: str = "",
     ) -> Tensor:
         known = {name for name, _ in module.named_parameters()}
@@ -279,7 +299,7 @@ class Learner:
             "running" if running else "batch", mask, foreign=bool(converted(module)), seen=seen
         ):
             inside = {name: p for name, p in params.items() if name in known}
-            out: Tensor = functional_call(module, {**buffers, **inside}, (x,))
+            out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:
             for name in tracked:
                 layer, _, kind = name.rpartition(".")

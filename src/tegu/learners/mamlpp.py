@@ -158,6 +158,9 @@ class MamlPlusPlus(Maml):
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         return super().predict({**params, **state["norms"]}, state, query, mask)
 
+    def query_loss(self, params: Params, state: State, query: Examples) -> Tensor:
+        return super().query_loss({**params, **state["norms"]}, state, query)
+
     # Learn to learn.
 
     def chained(self) -> bool:
@@ -172,7 +175,7 @@ class MamlPlusPlus(Maml):
         state, losses = self.begin(params, support, key, training=True), []
         for number in range(self.inner_steps):
             state = self.step(params, state, support, torch.tensor(number, device=key.device))
-            losses.append(self.loss(self.predict(params, state, query.x, query.mask), query))
+            losses.append(self.query_loss(params, state, query))
         return (v * torch.stack(losses)).sum()
 
 

@@ -49,7 +49,7 @@ class ProtoMaml(Maml):
 
     name: ClassVar[str] = "proto-maml"
     headless: ClassVar[bool] = True
-    regresses: ClassVar[bool] = False
+    targets: ClassVar[tuple[str, ...]] = ("classes",)
 
     n_way: int = 5
     inner_lr: float = 0.01
@@ -86,11 +86,17 @@ class ProtoMaml(Maml):
         return super().begin({**params, **head}, support, key, training=training)
 
     def forward(
-        self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False
+        self,
+        params: Params,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        training: bool = False,
+        targets: Tensor | None = None,
     ) -> Tensor:
         """Scores (B, N) by the task's head, or the model's own output before a task."""
         if WEIGHT not in params:
-            return super().forward(params, x, mask, training=training)
+            return super().forward(params, x, mask, training=training, targets=targets)
         rest = {name: p for name, p in params.items() if name not in (WEIGHT, BIAS)}
         with exact(self.features(rest, x, mask, training=training)) as features:
             return features @ params[WEIGHT].T + params[BIAS]

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 from tegu.errors import InputError, InputTypeError, unknown
 from tegu.learners import LEARNERS
+from tegu.networks import NETWORKS, Conv4Network, Network
+from tegu.sources import SOURCES, Glyphs, Source
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,35 +28,6 @@ else:
     import tomli as tomllib
 
 LARGEST = 1 << 20  # bytes that a recipe may have
-
-
-@dataclass(frozen=True)
-class Data:
-    """Where tasks come from."""
-
-    name: str = "glyphs"  # glyphs, omniglot, cifar-fs, fc100 or sinusoids
-    partition: str = "reptile"  # omniglot: reptile, vinyals or alphabets
-    rotations: bool = True  # omniglot: rotated characters are training classes too
-    invert: bool = False  # images of one channel: ink is 1 and paper 0
-    validation: str = ""  # split of the progress figure; "": meta_val if there is one
-    augment: str = ""  # of training images: "standard" (crop, flip and colour, or affine), or none
-    within: bool = False  # every task from one group of classes: omniglot's alphabets, say
-    phase: float = 2 * math.pi  # sinusoids: phases are drawn from 0 to this, radians
-    grid_query: bool = True  # sinusoids: training queries evenly spaced; false: drawn like support
-
-
-@dataclass(frozen=True)
-class Model:
-    """The network."""
-
-    name: str = "conv4"  # conv4, mlp, resnet12 or wrn
-    width: int = 64  # conv4: filters of each layer
-    widths: tuple[int, ...] = ()  # conv4, resnet12: filters of the four layers or blocks
-    pool: bool = False  # conv4: max-pooling in place of strides
-    depth: int = 28  # wrn: layers
-    widen: int = 10  # wrn: factor of the filters
-    hidden: tuple[int, ...] = (64, 64)  # mlp: hidden layers
-    activation: str = "relu"  # mlp: relu or tanh
 
 
 @dataclass(frozen=True)
@@ -120,8 +94,8 @@ class Recipe:
     title: str = ""
     source: str = ""
     beside: tuple[str, ...] = ()  # recipes whose figures belong into the same result
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
+    data: Source = field(default_factory=Glyphs)
+    model: Network = field(default_factory=Conv4Network)
     learner: dict[str, Any] = field(default_factory=dict)
     train: Train = field(default_factory=Train)
     engine: Engine = field(default_factory=Engine)
@@ -130,6 +104,8 @@ class Recipe:
     def plain(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only, as JSON keeps them."""
         out: dict[str, Any] = _plain(dataclasses.asdict(self))
+        for section in ("data", "model"):
+            out[section] = {"name": getattr(self, section).name, **out[section]}
         return out
 
 
@@ -164,7 +140,8 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a learner gets from the other sections.
 ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
-SECTIONS = {"data": Data, "model": Model, "train": Train, "engine": Engine, "evaluate": Evaluate}
+SECTIONS = {"train": Train, "engine": Engine, "evaluate": Evaluate}
+NAMED = ("data", "model", "learner")  # sections whose keys depend on their name
 
 
 def names() -> list[str]:
@@ -216,25 +193,26 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     """
     if learner not in LEARNERS:
         raise unknown("learner", learner, LEARNERS)
-    cls, numbers = LEARNERS[learner], data == "sinusoids"
-    settings = {"train.n_shot": 1, **(cls.start_numbers if numbers else cls.start)}
+    if data not in SOURCES:
+        raise unknown("data set", data, SOURCES)
+    cls, source = LEARNERS[learner], SOURCES[data]
+    usual = cls.start_numbers if source.targets == "numbers" else cls.start
+    settings = {"train.n_shot": 1, **usual, **source.start}
     raw: dict[str, Any] = {
         "name": re.sub(r"[^\w.-]+", "p", f"{learner}-{data}"),
         "title": f"{learner} on {data}",
         "data": {"name": data},
-        "model": {"name": "mlp", "hidden": [40, 40]} if numbers else {"name": "conv4"},
+        "model": dict(source.network),
         "learner": {"name": learner},
         "train": {"validate_every": 100},
     }
-    if data == "omniglot":
-        raw["data"]["partition"] = "vinyals"  # which has a validation split
     for key, value in settings.items():
         section, _, name = key.partition(".")
         raw[section][name] = value
     changed = overrides or {}
     mode = changed.get("learner.normalisation", raw["learner"].get("normalisation", "support"))
-    cells: list[dict[str, Any]] = [{"n_shot": 10, "n_query": 50}]
-    if not numbers:
+    cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]
+    if not cells:
         own = any(f.name == "n_way" for f in fields(cls))  # else its network has as many outputs
         n_way, n_query = 5 if own else 0, 15 if cls.transductive else 1
         modes = (mode, "support") if mode == "transductive" else (mode,)
@@ -254,8 +232,8 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     ordered = sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name"))
     for key, value in ordered:
         section, _, name = key.partition(".")
-        if section not in (*SECTIONS, "learner"):
-            raise unknown("section", section, [*SECTIONS, "learner"])
+        if section not in (*NAMED, *SECTIONS):
+            raise unknown("section", section, [*NAMED, *SECTIONS])
         if not name:
             raise InputError(f"'{key}'", "SECTION.KEY", f"Write {section}.KEY=VALUE.")
         table = raw.setdefault(section, {})
@@ -278,8 +256,25 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     values["beside"] = _beside(raw.get("beside", []))
     for name, cls in SECTIONS.items():
         values[name] = _section(name, cls, raw.get(name, {}))
+    source = _named("data", "data set", SOURCES, {"name": "glyphs"}, raw.get("data", {}))
+    values["data"] = source
+    values["model"] = _named("model", "model", NETWORKS, source.network, raw.get("model", {}))
     values["learner"] = _learner(raw.get("learner", {}))
     return Recipe(**values)
+
+
+def _named(section: str, kind: str, known: Any, usual: Mapping[str, Any], table: Any) -> Any:
+    """A section whose keys are the settings of the class that it names, or of the usual one."""
+    _check_table(section, table)
+    settings = {**({} if "name" in table else usual), **table}
+    name = _typed(f"{section}.name", settings.pop("name"), "str")
+    if name not in known:
+        raise unknown(kind, name, known)
+    for key in settings:
+        own = [f.name for f in fields(known[name])]
+        if key not in own:
+            raise unknown(f"setting of the {kind} {name}", key, own)
+    return _section(section, known[name], settings)
 
 
 def _beside(given: Any) -> tuple[str, ...]:

@@ -1,0 +1,440 @@
+"""Learners side by side on one kind of task: ease, speed, accuracy, and how cost grows.
+
+Every learner gets the same seconds of meta-training, the same tasks and the same
+test episodes, in a process of its own. Four questions are measured:
+
+* ease: the recipe that a user would write, if tegu had no settings to start from, in
+  lines and settings;
+* speed: meta-iterations and episodes a second, and accuracy on unseen tasks after
+  each share of the seconds;
+* one new task: milliseconds to learn it and to answer a query, and bytes to keep it;
+* growth: both times as the support set grows, and as sequences grow where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, dataclass, fields
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu import keys, recipes, report
+from tegu.engine.checkpoint import write_atomically
+from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.train import meta_train
+from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.episodes import Episode, Examples
+from tegu.errors import InputError, unknown
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.learners import LEARNERS
+from tegu.losses import SHARES
+from tegu.processes import apart
+from tegu.recipes import Recipe
+from tegu.sources import SOURCES
+
+POINTS = 8  # of the curve of accuracy, at doubling shares of the seconds
+REPEATS = 12  # timings of one task, after two that do not count
+SIZES = (1, 2, 4, 8, 16)  # factors of the support set
+LENGTHS = (1, 2, 4)  # factors of the sequences
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every learner gets.
+
+    Args:
+        seconds: of meta-training, evaluations left out.
+        episodes: test tasks for each point of the curve.
+        seed: of weights, training tasks and random numbers.
+        precision: "fp32" or "bf16".
+        threads: processor threads; 0 for torch's own choice.
+    """
+
+    seconds: float = 300.0
+    episodes: int = 300
+    seed: int = 0
+    precision: str = "fp32"
+    threads: int = 0
+
+
+def common(learners: Iterable[str]) -> list[str]:
+    """Data sets whose tasks all of these learners learn, made ones first."""
+    names = list(learners)
+    for name in names:
+        if name not in LEARNERS:
+            raise unknown("learner", name, LEARNERS)
+    able = [s for s in SOURCES.values() if all(s.targets in LEARNERS[n].targets for n in names)]
+    return [s.name for s in sorted(able, key=lambda s: (s.downloads, s.name))]
+
+
+def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> Job:
+    """The training of one learner.
+
+    Raises:
+        InputError: no such learner or data set, or one that does not fit the other.
+    """
+    settings: dict[str, Any] = {
+        "train.meta_iterations": 10_000_000,
+        "train.seconds": float(budget.seconds),
+        "train.seed": budget.seed,
+        "train.validate_every": 0,
+        "evaluate.episodes": budget.episodes,
+        "engine.precision": budget.precision,
+        "engine.threads": budget.threads,
+        "engine.compile": "off",
+    }
+    recipe = recipes.starting(learner, data, settings)
+    return Job(recipe, data_dir)
+
+
+def written(recipe: Recipe) -> str:
+    """The recipe in TOML without what it would say anyway: what a user writes.
+
+    `tegu.recipes.parse` makes the same recipe of it.
+    """
+    lines: list[str] = []
+    for section in ("data", "model", "learner", "train", "engine"):
+        part = getattr(recipe, section)
+        if section == "learner":
+            values, known = dict(part), fields(LEARNERS[part["name"]])
+        else:
+            values, known = {f.name: getattr(part, f.name) for f in fields(part)}, fields(part)
+        name = values.pop("name", getattr(type(part), "name", ""))
+        own = {f.name: f for f in known}
+        said = {k: v for k, v in values.items() if _default(own[k]) != v}
+        if name or said:
+            lines += [f"[{section}]", *([f'name = "{name}"'] if name else [])]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in said.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _default(one: Field[Any]) -> Any:
+    return one.default if one.default is not MISSING else None
+
+
+def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> dict[str, Any]:
+    """Trains, scores and times one learner."""
+    one = job(learner, data, budget, data_dir)
+    one.check()
+    curve: list[tuple[float, int, Result]] = []
+    params, last = _trained(one, budget, curve)
+    engine = Vectorised(one.judge(one.recipe.evaluate.cells[0]))
+    text = written(recipes.starting(learner, data))
+    episode = _episode(one)
+    adapt_ms, answer_ms, size = cost(engine, params, episode)
+    return {
+        "curve": [(seconds, iteration, vars(result)) for seconds, iteration, result in curve],
+        "meta_iterations": last,
+        "meta_batch": one.recipe.train.meta_batch,
+        "recipe": text,
+        "parameters": sum(p.numel() for p in params.values()),
+        "adapt_ms": adapt_ms,
+        "answer_ms": answer_ms,
+        "state_bytes": size,
+        "peak_bytes": report.peak_bytes(),
+        "growth": growth(engine, params, episode, one.targets),
+    }
+
+
+def _trained(
+    one: Job, budget: Budget, curve: list[tuple[float, int, Result]]
+) -> tuple[Params, int]:
+    """Meta-trains, and scores the same test tasks whenever the next share of time is over."""
+    cell, settings = one.recipe.evaluate.cells[0], one.settings
+    measure, learner = one.measure, one.learner
+    judge = Vectorised(one.judge(cell), vectorise=one.recipe.engine.vectorise)
+    tasks = one.tasks(
+        "meta_test", n_way=cell.n_way, n_shot=cell.n_shot, n_query=cell.n_query, seed=budget.seed
+    )
+    due = [budget.seconds * 2.0**-k for k in reversed(range(POINTS))]
+    state = {"began": time.monotonic(), "paused": 0.0, "iteration": 0}
+
+    def look(params: Params) -> float:
+        now = time.monotonic()
+        state["iteration"] += 1
+        passed = now - state["began"] - state["paused"]
+        if due and passed >= due[0]:
+            while due and passed >= due[0]:
+                due.pop(0)
+            (result,) = evaluate(
+                judge,
+                params,
+                tasks,
+                episodes=budget.episodes,
+                at_once=one.recipe.evaluate.at_once,
+                score=measure.score,
+                metric=measure.metric,
+            )
+            curve.append((passed, int(state["iteration"]), result))
+            state["paused"] += time.monotonic() - now
+        return curve[-1][2].value if curve else 0.0
+
+    settings.validate_every = 1
+    engine = one.engine(learner, steps=0)
+    params, last = meta_train(engine, one.training_tasks(), settings, validate=look)
+    if not curve or due:  # the last update ended a moment before its time
+        due[:] = [0.0]
+        look(params)
+    return params, last.iteration
+
+
+def _episode(one: Job) -> Episode:
+    """One training task, whose support set is the largest that meta-training sees."""
+    train = one.recipe.train
+    tasks = one.tasks("meta_train", n_shot=train.n_shot, n_query=max(train.n_query, 1), seed=11)
+    return tasks.episodes(torch.arange(1))
+
+
+def cost(engine: Vectorised, params: Params, episode: Episode) -> tuple[float, float, int]:
+    """Milliseconds to learn one task, and to answer one query; bytes of what is learned."""
+    at = keys.key(0).reshape(1)
+    query = Examples(*(field[:, :1] for field in episode.query))
+    learnt, answered = [], []
+    for _ in range(REPEATS + 2):
+        began = time.perf_counter()
+        state = engine.adapt(params, episode.support, at)
+        middle = time.perf_counter()
+        engine.predict(params, state, query)
+        answered.append(1e3 * (time.perf_counter() - middle))
+        learnt.append(1e3 * (middle - began))
+    size = sum(x.numel() * x.element_size() for x in tensors_of(state))
+    return statistics.median(learnt[2:]), statistics.median(answered[2:]), size
+
+
+def growth(
+    engine: Vectorised, params: Params, episode: Episode, targets: str
+) -> list[dict[str, Any]]:
+    """Costs of one task as it grows: {"support", "length", "adapt_ms", "answer_ms"} each."""
+    found = []
+    for factor in SIZES:
+        bigger = Episode(_more(episode.support, factor, axis=1), episode.query)
+        found.append(_cost_of(engine, params, bigger, targets))
+    for factor in LENGTHS[1:] if targets == "sequences" else ():
+        longer = Episode(_longer(episode.support, factor), _longer(episode.query, factor))
+        found.append(_cost_of(engine, params, longer, targets))
+    return found
+
+
+def _cost_of(engine: Vectorised, params: Params, episode: Episode, targets: str) -> dict[str, Any]:
+    adapt_ms, answer_ms, _ = cost(engine, params, episode)
+    length = episode.support.y.shape[-1] if targets == "sequences" else None
+    size = episode.support.mask.shape[1]
+    return {"support": size, "length": length, "adapt_ms": adapt_ms, "answer_ms": answer_ms}
+
+
+def _more(examples: Examples, factor: int, *, axis: int) -> Examples:
+    """The same examples so many times over."""
+    return Examples(*(torch.cat([field] * factor, axis) for field in examples))
+
+
+def _longer(examples: Examples, factor: int) -> Examples:
+    """Sequences so many times as long: each row's words over and over, and no padding."""
+
+    def drawn_out(rows: Tensor) -> Tensor:
+        real = (rows > 0).sum(-1, keepdim=True).clamp(min=1)
+        at = torch.arange(factor * rows.shape[-1]).expand(*rows.shape[:-1], -1) % real
+        return rows.gather(-1, at)
+
+    return Examples(drawn_out(examples.x), drawn_out(examples.y), examples.mask)
+
+
+def run(
+    learners: Iterable[str],
+    data: str,
+    budget: Budget,
+    folder: Path,
+    *,
+    data_dir: Path | None = None,
+    command: str = "tegu compare",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The whole comparison: a result document, and what each learner's entry holds.
+
+    Args:
+        learners: two names or more; the first is what the others are compared with.
+        data: a data set whose tasks all of them learn.
+        budget: of each learner.
+        folder: one file an entry, so that nothing is measured twice.
+        data_dir: a folder of data sets to look in first.
+        command: for the document.
+        progress: told how many of how many entries are done, and the last figure.
+
+    Raises:
+        InputError: fewer than two learners, one twice, or one that does not fit.
+    """
+    names = list(learners)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(
+            f"a comparison of {' and '.join(names) or 'nothing'}",
+            "two different learners or more",
+            "Write tegu compare reptile seq2seq, say.",
+        )
+    jobs = {name: job(name, data, budget, data_dir) for name in names}
+    for one in jobs.values():
+        one.check()
+    entries: dict[str, dict[str, Any]] = {}
+    for number, (name, one) in enumerate(jobs.items()):
+        file = folder / f"{data}-{name}.json"
+        wanted = json.loads(json.dumps(one.recipe.plain()))
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        if kept.get("settings") != wanted:
+            made = apart(f"{name} on {data}", entry, name, data, budget, data_dir)
+            kept = {"settings": wanted, **json.loads(json.dumps(made))}
+            write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
+        entries[name] = kept
+        if progress:
+            result = kept["curve"][-1][2]
+            value = report.shown(result["value"], result["metric"])
+            progress(number + 1, len(names), f"{name}: {value}")
+    document = report.result_document(
+        name=f"compare-{'-'.join(names)}",
+        command=command,
+        seed=budget.seed,
+        training={
+            "seconds": budget.seconds * len(names),
+            "meta_iterations": sum(e["meta_iterations"] for e in entries.values()),
+            "peak_bytes": max(e["peak_bytes"] or 0 for e in entries.values()),
+        },
+        cells=_figures(entries, data, budget) + _timings(entries, budget),
+    )
+    return document, entries
+
+
+def _figures(entries: dict[str, dict[str, Any]], data: str, budget: Budget) -> list[dict[str, Any]]:
+    """A cell for each point of each curve, and for what a user writes."""
+    cells = []
+    for name, one in entries.items():
+        for seconds, iteration, result in one["curve"]:
+            measured = {
+                "training_seconds": round(seconds, 2),
+                "meta_iterations": iteration,
+                "adapt_ms": one["adapt_ms"],
+                "peak_bytes": one["peak_bytes"],
+                "state_bytes": one["state_bytes"],
+            }
+            found = report.cell(Result(**result), data=data, learner=name)
+            cells.append({**found, "cost": measured})
+        lines = [line for line in one["recipe"].splitlines() if line]
+        for metric, value in (
+            ("lines written", len(lines)),
+            ("settings written", sum(" = " in line for line in lines)),
+            ("parameters", one["parameters"]),
+            ("episodes a second", one["meta_iterations"] * one["meta_batch"] / budget.seconds),
+        ):
+            plain = Result(metric, float(value), 0.0, 1, "meta_train", "none")
+            cells.append(report.cell(plain, data=data, learner=name))
+    return cells
+
+
+def _timings(entries: dict[str, dict[str, Any]], budget: Budget) -> list[dict[str, Any]]:
+    """The first learner's times against each other's, for each size of a task."""
+    first, *others = entries
+    cells = []
+    for other in others:
+        pairs = zip(entries[first]["growth"], entries[other]["growth"], strict=True)
+        for ours, rivals in pairs:
+            size = f"{ours['support']} and {rivals['support']} support examples"
+            if ours["support"] == rivals["support"]:
+                size = f"{ours['support']} support examples"
+            length = f", answers of {ours['length']} tokens" if ours["length"] else ""
+            for work, key in (("learn a task", "adapt_ms"), ("answer a query", "answer_ms")):
+                ratio = rivals[key] / ours[key]
+                cells.append(
+                    {
+                        "work": f"{first}: {work}, {size}{length}",
+                        "rival": other,
+                        "precision": budget.precision,
+                        "ours_ms": ours[key],
+                        "rival_ms": rivals[key],
+                        "ratio": ratio,
+                        "ratio_min": None,
+                        "ratio_max": None,
+                        "share_of_limit": None,
+                    }
+                )
+    return cells
+
+
+def table(entries: dict[str, dict[str, Any]], budget: Budget) -> str:
+    """What people read: a row for each question, a column for each learner."""
+    rows: list[tuple[str, ...]] = [("", *entries)]
+
+    def row(title: str, told: Callable[[dict[str, Any]], str]) -> None:
+        rows.append((title, *(told(one) for one in entries.values())))
+
+    def lines(one: dict[str, Any]) -> list[str]:
+        return [line for line in one["recipe"].splitlines() if line]
+
+    def point(one: dict[str, Any], at: int) -> str:
+        seconds, _, r = one["curve"][at]
+        end = report.shown(r["ci95"], r["metric"])
+        return f"{report.shown(r['value'], r['metric'])} +- {end} ({seconds:.0f} s)"
+
+    row("lines a user writes", lambda one: str(len(lines(one))))
+    row("settings among them", lambda one: str(sum(" = " in line for line in lines(one))))
+    row("parameters", lambda one: f"{one['parameters']:,}")
+    row("meta-iterations a second", lambda one: f"{one['meta_iterations'] / budget.seconds:.2f}")
+    row(
+        "episodes a second",
+        lambda one: f"{one['meta_iterations'] * one['meta_batch'] / budget.seconds:.1f}",
+    )
+    metric = next(iter(entries.values()))["curve"][-1][2]["metric"]
+    row(f"{metric} at half the time", lambda one: point(one, max(-2, -len(one["curve"]))))
+    row(f"{metric} in the end", lambda one: point(one, -1))
+    row("learn one task", lambda one: f"{one['adapt_ms']:.1f} ms")
+    row("answer one query", lambda one: f"{one['answer_ms']:.1f} ms")
+    row("a learned task holds", lambda one: f"{one['state_bytes']:,} bytes")
+    some = next(iter(entries.values()))["growth"]
+    for number, one in enumerate(some):
+        title = f"learn a task of {one['support']} support examples"
+        if number >= len(SIZES):
+            title = f"learn a task with answers of {one['length']} tokens"
+        times = [each["growth"][number]["adapt_ms"] for each in entries.values()]
+        rows.append((title, *(f"{ms:.1f} ms" for ms in times)))
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(r, widths, strict=True)).rstrip()
+        for r in rows
+    )
+
+
+def draw(entries: dict[str, dict[str, Any]], path: Path, *, title: str) -> None:
+    """Accuracy against training time, and the cost of a task as it grows."""
+    from matplotlib.ticker import ScalarFormatter
+
+    sequences = next(iter(entries.values()))["growth"][0]["length"] is not None
+    with report.picture(path, title, (11.0 if sequences else 8.5, 4.2)) as figure:
+        panels = figure.subplots(1, 3 if sequences else 2)
+        metric = next(iter(entries.values()))["curve"][-1][2]["metric"]
+        scale = 100 if metric in SHARES else 1
+        for (name, one), colour in zip(entries.items(), cycle(report.COLOURS), strict=False):
+            style = {"color": colour, "marker": "o", "ms": 4, "label": name}
+            values = [scale * result["value"] for _, _, result in one["curve"]]
+            errors = [scale * result["ci95"] for _, _, result in one["curve"]]
+            panels[0].errorbar([p[0] for p in one["curve"]], values, yerr=errors, **style)
+            sizes = one["growth"][: len(SIZES)]
+            panels[1].plot([g["support"] for g in sizes], [g["adapt_ms"] for g in sizes], **style)
+            if sequences:
+                long = [one["growth"][0], *one["growth"][len(SIZES) :]]
+                panels[2].plot([g["length"] for g in long], [g["adapt_ms"] for g in long], **style)
+        panels[0].set_ylabel(f"{metric} on unseen tasks" + (", %" if scale == 100 else ""))
+        panels[0].set_xlabel("seconds of meta-training")
+        panels[0].legend(frameon=False)
+        panels[1].set_ylabel("learn one task, milliseconds")
+        panels[1].set_xlabel("support examples")
+        for axes in panels[1:]:
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+        panels[0].set_xscale("log", base=2)
+        for axes in panels:
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+        if sequences:
+            panels[2].set_xlabel("tokens of an answer")

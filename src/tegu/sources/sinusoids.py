@@ -1,0 +1,54 @@
+"""Sine waves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tegu import datasets
+from tegu.datasets import ClassDataset
+from tegu.sampling import Tasks
+from tegu.sources.source import Inputs, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoids(Source):
+    """Regression of one number on one.
+
+    Args:
+        phase: phases are drawn from 0 to this, radians.
+        grid_query: training queries are evenly spaced; otherwise drawn like the support set.
+    """
+
+    name: ClassVar[str] = "sinusoids"
+    targets: ClassVar[str] = "numbers"
+    network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": [40, 40]}
+    cells: ClassVar[tuple[Mapping[str, Any], ...]] = ({"n_shot": 10, "n_query": 50},)
+
+    phase: float = 2 * math.pi
+    grid_query: bool = True
+
+    def inputs(self) -> Inputs:
+        return Inputs("vectors", (1,), outputs=1)
+
+    def tasks(
+        self,
+        split: str,
+        data: ClassDataset | None,
+        *,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        training: bool,
+    ) -> Tasks:
+        return datasets.Sinusoids(
+            split,
+            n_shot=n_shot,
+            n_query=max(n_query, 1),
+            seed=seed,
+            grid_query=self.grid_query or split != "meta_train",
+            phase=(0.0, self.phase),
+        )

@@ -1,0 +1,113 @@
+"""The contract of a source: all that a recipe's section [data] decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tegu.datasets import ClassDataset
+from tegu.errors import InputError, unknown
+from tegu.sampling import Tasks
+
+SPLITS = ("meta_train", "meta_val", "meta_test")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is given, and what it answers with where the data decide that.
+
+    Args:
+        kind: "images", "vectors" or "tokens".
+        shape: of one example: (C, H, W), (D,), or (L,) of a sequence of tokens.
+        outputs: numbers, or kinds of tokens, in an answer; 0 where that is up to the
+            classes of a task.
+        tokens: kinds of tokens in an input, of tokens only.
+        longest: tokens in the longest answer, of tokens only.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    outputs: int = 0
+    tokens: int = 0
+    longest: int = 0
+
+    def wider(self, extra: int) -> Inputs:
+        """With so many more channels or numbers."""
+        return Inputs(self.kind, (self.shape[0] + extra, *self.shape[1:]), self.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where tasks come from. A subclass is one data set; its fields are the keys of [data].
+
+    Class attributes:
+        name: what a recipe calls it.
+        targets: "classes", "numbers", "sequences" or "samples"; a learner says which of
+            them it learns.
+        network: section [model] of a recipe that names none.
+        start: settings to start from, by dotted key of a recipe.
+        cells: figures of a recipe to start from, where these are not by class and shot.
+        downloads: whether it needs files that do not come with tegu.
+
+    Args:
+        validation: split of the progress figure; "": the usual one.
+    """
+
+    name: ClassVar[str]
+    targets: ClassVar[str] = "classes"
+    network: ClassVar[Mapping[str, Any]] = {"name": "conv4"}
+    start: ClassVar[Mapping[str, Any]] = {}
+    cells: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    downloads: ClassVar[bool] = False
+
+    validation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.validation and self.validation not in SPLITS:
+            raise unknown("split", self.validation, SPLITS)
+
+    def inputs(self) -> Inputs:
+        """What a network for it is given."""
+        raise TypeError(f"{type(self).__name__} has no inputs()")
+
+    def load(self, split: str, data_dir: Path | None) -> ClassDataset:
+        """Examples of a split by class, where there are some."""
+        raise InputError(
+            f"classes of {self.name}, whose targets are {self.targets}",
+            "a data set of classes",
+            "Take glyphs or omniglot, say.",
+        )
+
+    def tasks(
+        self,
+        split: str,
+        data: ClassDataset | None,
+        *,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        training: bool,
+    ) -> Tasks:
+        """Episodes of a split.
+
+        Args:
+            split: "meta_train", "meta_val" or "meta_test".
+            data: what `load` gave, on its device; None without classes.
+            n_way: classes of a task, where there are some.
+            n_shot: support examples, of each class where there are some.
+            n_query: query examples, likewise.
+            seed: of the whole sequence of episodes.
+            training: whether these are learned from, and so may be varied.
+        """
+        raise TypeError(f"{type(self).__name__} has no tasks()")
+
+    def validated(self) -> str:
+        """The split of the progress figure."""
+        return self.validation or "meta_val"
+
+    def protocol(self) -> dict[str, Any]:
+        """What a figure must say beside the data's name, the split, ways and shots."""
+        return {}
