@@ -30,6 +30,11 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
     return _mean((outputs - target.y).square().mean(-1), target.mask)
 
 
+def surprise(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean negative log-likelihood of a row, nats: outputs (S, k) log-likelihoods of its parts."""
+    return _mean(-outputs.flatten(1).sum(-1), target.mask)
+
+
 def token_cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
     """Mean cross-entropy of tokens: outputs (S, M, V) floating, target.y (S, M) int64.
 
@@ -71,5 +76,6 @@ MEASURES = {
     "classes": Measure(cross_entropy, accuracy, "accuracy"),
     "numbers": Measure(squared_error, squared_error, "mse"),
     "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
+    "samples": Measure(surprise, surprise, "surprise"),
 }
 SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent

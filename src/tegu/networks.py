@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.models import Conv4, MaskedMlps, Mlp, ResNet12, WideResNet
 from tegu.sources import Inputs
 
 
@@ -18,7 +18,7 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "categories".
     """
 
     name: ClassVar[str]
@@ -56,6 +56,23 @@ class Conv4Network(Network):
         channels, size, _ = inputs.shape
         width = self.widths or self.width
         return Conv4(outputs, channels=channels, size=size, width=width, pool=self.pool, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedMlpsNetwork(Network):
+    """A small network for each variable, blind to what a graph leaves out.
+
+    Args:
+        hidden: width of the hidden layer; 0 for four times the variables or categories.
+    """
+
+    name: ClassVar[str] = "masked-mlps"
+    takes: ClassVar[tuple[str, ...]] = ("categories",)
+
+    hidden: int = 0
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return MaskedMlps(inputs.shape[0], inputs.tokens, hidden=self.hidden, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +140,7 @@ NETWORKS: dict[str, type[Network]] = {
     cls.name: cls
     for cls in (
         Conv4Network,
+        MaskedMlpsNetwork,
         MlpNetwork,
         ResNet12Network,
         WrnNetwork,

@@ -91,7 +91,8 @@ def _orthogonal(key: Tensor, rows: int, columns: int) -> Tensor:
     normal = keys.normal(key, tall * wide).unflatten(-1, (tall, wide))
     q, r = torch.linalg.qr(normal)
     q = q * torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(q).unsqueeze(-2)
-    return q if rows == tall else q.transpose(-2, -1)
+    out: Tensor = q if rows == tall else q.transpose(-2, -1)
+    return out
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class CausalGraphs:
         intervention: "soft": the variable follows from its parents in another way, by a
             new random network, as in the published code. "perfect": by a new random
             distribution that its parents have no say in.
+        changed_query: query rows come after the intervention as well.
 
     Raises:
         InputError: an unknown split, family or intervention, or a count too small.
@@ -136,6 +138,7 @@ class CausalGraphs:
     n_categories: int = 3
     parents: float = 1.0
     intervention: str = "soft"
+    changed_query: bool = False
 
     def __post_init__(self) -> None:
         for kind, given, names in (
@@ -213,11 +216,10 @@ class CausalGraphs:
         inner, inner_bias, outer, outer_bias = fields
         hidden = seen @ inner + inner_bias.unsqueeze(-2)
         hidden = torch.nn.functional.leaky_relu(hidden, SLOPE)
-        return (hidden @ outer + outer_bias.unsqueeze(-2)).softmax(-1)
+        out: Tensor = (hidden @ outer + outer_bias.unsqueeze(-2)).softmax(-1)
+        return out
 
-    def rows(
-        self, key: Tensor, n: int, changed: tuple[Tensor, Mechanisms] | None = None
-    ) -> Tensor:
+    def rows(self, key: Tensor, n: int, changed: tuple[Tensor, Mechanisms] | None = None) -> Tensor:
         """n rows for each key (T,), parents before children: (T, n, k) float64."""
         x = torch.zeros(len(key), n, self.variables, dtype=torch.float64, device=key.device)
         for i in _order(self.graph):
@@ -229,11 +231,10 @@ class CausalGraphs:
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64, as one batch on its device."""
-        at = self._keys(index)
-        halves = []
+        at, changed, halves = self._keys(index), self.interventions(index), []
         for x in (
-            self.rows(keys.fold(at, 3), self.n_shot, self.interventions(index)),
-            self.rows(keys.fold(at, 4), self.n_query),
+            self.rows(keys.fold(at, 3), self.n_shot, changed),
+            self.rows(keys.fold(at, 4), self.n_query, changed if self.changed_query else None),
         ):
             y = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
             halves.append(Examples.dense(x.to(torch.get_default_dtype()), y))

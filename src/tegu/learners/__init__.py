@@ -3,6 +3,7 @@
 from tegu.learners.anil import Anil
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
+from tegu.learners.causal_graph import CausalGraph
 from tegu.learners.cavia import Cavia
 from tegu.learners.dsn import DSN
 from tegu.learners.feat import Feat
@@ -37,6 +38,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Baseline,
         BaselinePlusPlus,
         Boil,
+        CausalGraph,
         Cavia,
         DSN,
         Feat,
@@ -72,6 +74,7 @@ __all__ = [
     "Baseline",
     "BaselinePlusPlus",
     "Boil",
+    "CausalGraph",
     "Cavia",
     "Feat",
     "FineTune",
