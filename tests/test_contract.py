@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
+from tegu.datasets.causal_graphs import CausalGraphs
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm
+from tegu.models import BatchNorm, MaskedMlps
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -106,6 +107,18 @@ ROWS = {
         lambda model: LEARNERS["boil"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "causal-graph": Row(
+        lambda model: LEARNERS["causal-graph"](model=model, graphs=3, fit_graphs=2, margin=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="samples",
+    ),
+    "causal-graph, fewer sets of parents than graphs": Row(
+        lambda model: LEARNERS["causal-graph"](model=model, graphs=9, margin=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="samples",
     ),
     "cavia": Row(
         lambda model: LEARNERS["cavia"](
@@ -400,6 +413,20 @@ def of_classes(toy: ClassDataset) -> Episode:
     return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
 
 
+def partly_frozen_mlps() -> nn.Module:
+    """Of each variable's network the last bias is frozen; and a parameter without a use."""
+    model = MaskedMlps(3, 3, hidden=5)
+    model.outer_bias.requires_grad_(False)
+    model.unused = nn.Parameter(torch.ones(2))
+    return model
+
+
+def of_graphs(toy: ClassDataset) -> Episode:
+    """Four interventions in a world of three variables."""
+    found = CausalGraphs(n_shot=9, n_query=6, family="chain").episodes(torch.arange(4))
+    return Episode(*(half._replace(x=half.x.double()) for half in found))
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of tasks: toy models for it, and four episodes of 9 support rows and 6 queries.
@@ -422,6 +449,12 @@ class Kind:
 
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "samples": Kind(
+        {"masked mlps": lambda: MaskedMlps(3, 3, hidden=5)},
+        of_graphs,
+        (partly_frozen_mlps, "outer_bias"),
+        featured=False,
+    ),
 }
 PAIRS = {
     f"{model}-{name}": (row, KINDS[row.kind].models[model])

@@ -78,7 +78,7 @@ def cell(
         protocol: data, n_way, n_shot, n_query; graph, family and size of a causal one;
             within, "group" where all classes of a task are of one; transductive, where
             queries are answered together;
-        learner, where a figure is not that of the document's own. None leaves a
+            learner, where a figure is not that of the document's own. None leaves a
             key out.
 
     Example:
