@@ -205,9 +205,35 @@ CASES = {
     "inner optimiser": Case(
         f"{SETTING}learner.inner_optimiser=adan", "optimiser 'adan'", "adam, sgd", "mean 'adam'?"
     ),
-    "model": Case(f"{NEW} --model conv5", "unknown model 'conv5'", "conv4, mlp", "mean 'conv4'?"),
+    "model": Case(
+        f"{NEW} --model conv5", "unknown model 'conv5'", "one of conv4, ", "mean 'conv4'?"
+    ),
     "activation": Case(
         f"{OTHER} --model mlp --set model.activation=rely", "'rely'", "relu, tanh", "mean 'relu'?"
+    ),
+    "task of scan": Case(
+        "train seq2seq-scan-add-jump --run new --set data.task=add-hop",
+        "unknown data.task 'add-hop'",
+        "one of add-jump, ",
+        "mean 'add-jump'?",
+    ),
+    "words of mutual exclusivity": Case(
+        "train seq2seq-scan-mutual-exclusivity --run new --set train.n_shot=4",
+        "n_shot is 4 on mutual-exclusivity",
+        "3: all but one",
+        "n_shot=3",
+    ),
+    "sequences wanted": Case(
+        "train --learner seq2seq --data glyphs",
+        "seq2seq on glyphs",
+        "sequences, which it learns",
+        "mutual-exclusivity or scan",
+    ),
+    "network of sequences": Case(
+        "train seq2seq-scan-add-jump --run new --set model.name=mlp",
+        "the model mlp on scan, whose inputs are tokens",
+        "a model that takes tokens",
+        "model.name=",
     ),
     "classes wanted": Case(
         "train --learner protonet --data sinusoids",
@@ -749,8 +775,8 @@ CASES = {
     ),
     "targets of another width": Case(
         lambda place: regression().adapt([[0.0], [1.0]], [[0.0, 1.0], [0.0, 1.0]]),
-        "y has 2 columns for a model with 1 outputs",
-        "a column for each output",
+        "y has 2 columns for a model of 1 targets",
+        "a column for each",
         "Reshape y",
     ),
     "targets that are infinite": Case(

@@ -15,13 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
-from tegu.datasets.causal_graphs import CausalGraphs
+from tegu.datasets import CausalGraphs, Sinusoids
 from tegu.datasets.classes import ClassDataset
+from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
-from tegu.models import BatchNorm, MaskedMlps
+from tegu.losses import squared_error, token_cross_entropy
+from tegu.models import (
+    BatchNorm,
+    MaskedMlps,
+    MemorySeq2Seq,
+    NeuralProcess,
+    Seq2Seq,
+    StudyTransformer,
+    TableTransformer,
+    TransformerProcess,
+)
+from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
 from tegu.sampling import FewShotTasks
 
@@ -40,6 +52,7 @@ class Row:
             changes nothing else.
         queries_together: whether the answer to a query may depend on the other
             queries, under a normalisation that leaves them out.
+        causal: whether it predicts each support example from those before it alone.
         kind: of tasks that it is held to, one of `KINDS`.
     """
 
@@ -47,6 +60,7 @@ class Row:
     support_order_matters: bool
     renaming_permutes: bool
     queries_together: bool = False
+    causal: bool = False
     kind: str = "classes"
 
 
@@ -69,6 +83,14 @@ def wider(model: nn.Module, extra: int) -> nn.Module:
     return model
 
 
+def packed(model: nn.Module) -> nn.Module:
+    """The model with the recurrence that leaves padding out."""
+    for part in model.modules():
+        if isinstance(part, Lstm):
+            part.packed = True
+    return model
+
+
 ROWS = {
     "anil": Row(
         lambda model: LEARNERS["anil"](model=model, inner_steps=2, inner_lr=0.1),
@@ -81,6 +103,12 @@ ROWS = {
         ),
         support_order_matters=True,
         renaming_permutes=False,
+    ),
+    "anp": Row(
+        lambda model: LEARNERS["anp"](model=model, samples=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
     ),
     "baseline": Row(
         lambda model: LEARNERS["baseline"](
@@ -134,6 +162,12 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "cnp": Row(
+        lambda model: LEARNERS["cnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
+    ),
     "feat": Row(
         lambda model: LEARNERS["feat"](model=wide(model), n_way=N_WAY, temperature=4.0),
         support_order_matters=False,
@@ -179,6 +213,31 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
     ),
+    "in-context": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), n_way=N_WAY, width=8, layers=2, heads=2
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "in-context, one layer, loss on queries": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), n_way=N_WAY, width=8, layers=1, heads=2, every=0.0
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "in-context, numbers": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), numbers=1, width=8, layers=2, heads=2, loss=squared_error
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
+    ),
     "joint": Row(
         lambda model: LEARNERS["joint"](
             model=model, inner_steps=2, inner_batch=4, eval_steps=3, inner_lr=0.01
@@ -212,6 +271,21 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "lstm": Row(
+        lambda model: LEARNERS["lstm"](model=wide(model), n_way=N_WAY, width=8, hidden=7),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "lstm, numbers": Row(
+        lambda model: LEARNERS["lstm"](
+            model=wide(model), numbers=1, width=8, hidden=7, layers=1, loss=squared_error
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
+    ),
     "maml": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -228,6 +302,14 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "maml, sequences": Row(
+        lambda model: LEARNERS["maml"](
+            model=model, loss=token_cross_entropy, inner_steps=2, inner_lr=0.1
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
     ),
     "maml, first order": Row(
         lambda model: LEARNERS["maml"](model=model, inner_steps=2, first_order=True),
@@ -262,6 +344,36 @@ ROWS = {
         ),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "mlc": Row(
+        lambda model: LEARNERS["mlc"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
+    "mlc, some examples asked again, no dropout": Row(
+        lambda model: LEARNERS["mlc"](model=model, recall=3, dropout=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="study",
+    ),
+    "np": Row(
+        lambda model: LEARNERS["np"](model=model, samples=2),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets with a latent variable",
+    ),
+    "pfn": Row(
+        lambda model: LEARNERS["pfn"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
+    ),
+    "pfn, three views": Row(
+        lambda model: LEARNERS["pfn"](model=model, views=3),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="tables",
     ),
     "proto-maml": Row(
         lambda model: LEARNERS["proto-maml"](
@@ -359,16 +471,79 @@ ROWS = {
         support_order_matters=True,
         renaming_permutes=False,
     ),
+    "reptile, sequences": Row(
+        lambda model: LEARNERS["reptile"](
+            model=model,
+            loss=token_cross_entropy,
+            inner_steps=2,
+            inner_batch=4,
+            eval_steps=3,
+            eval_batch=5,
+            inner_lr=0.01,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq": Row(
+        lambda model: LEARNERS["seq2seq"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
+    "seq2seq, packed, support not asked again": Row(
+        lambda model: LEARNERS["seq2seq"](model=packed(model), rehearse=False),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sequences",
+    ),
     "simpleshot": Row(
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
         support_order_matters=False,
         renaming_permutes=True,
+    ),
+    "snail": Row(
+        lambda model: LEARNERS["snail"](
+            model=wide(model),
+            n_way=N_WAY,
+            width=8,
+            filters=4,
+            length=10,
+            key_width=(4, 5, 6),
+            value_width=(3, 4, 5),
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
+    "snail, numbers, beyond its convolutions": Row(
+        lambda model: LEARNERS["snail"](
+            model=wide(model),
+            numbers=1,
+            width=8,
+            filters=4,
+            length=3,
+            loss=squared_error,
+            key_width=(4, 5, 6),
+            value_width=(3, 4, 5),
+            every=0.5,
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="numbers",
+        causal=True,
     ),
     "tim": Row(
         lambda model: LEARNERS["tim"](model=wide(model), n_way=N_WAY, n_classes=7, rounds=5),
         support_order_matters=False,
         renaming_permutes=True,
         queries_together=True,
+    ),
+    "tnp": Row(
+        lambda model: LEARNERS["tnp"](model=model),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="sets",
     ),
 }
 
@@ -407,6 +582,22 @@ class Plain(nn.Module):
         return out
 
 
+def table_network() -> nn.Module:
+    """Reads tables of six columns; no weight is at its first value of zero."""
+    model = TableTransformer(N_WAY, 12, width=8, layers=2, heads=2, hidden=8)
+    generator = torch.Generator().manual_seed(6)
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator)
+    return model
+
+
+def partly_frozen_table_network() -> nn.Module:
+    model = table_network()
+    model.unused = nn.Parameter(torch.ones(2))
+    model.vote_key.requires_grad_(False)
+    return model
+
+
 def of_classes(toy: ClassDataset) -> Episode:
     """Four episodes, 3-way 3-shot, two queries a class."""
     double = replace(toy, examples=toy.examples.double())
@@ -425,6 +616,37 @@ def of_graphs(toy: ClassDataset) -> Episode:
     """Four interventions in a world of three variables."""
     found = CausalGraphs(n_shot=9, n_query=6, family="chain").episodes(torch.arange(4))
     return Episode(*(half._replace(x=half.x.double()) for half in found))
+
+
+class Studying(StudyTransformer):
+    """A transformer over study examples, with a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 7, width=8, heads=2, feedforward=6, decoder=2, longest=4)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.out.requires_grad_(False)
+
+
+def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
+    """A sequence network with a frozen weight and a parameter without a use."""
+    net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
+    net.unused = nn.Parameter(torch.ones(2))
+    net.out.weight.requires_grad_(False)
+    return net
+
+
+def of_words(toy: ClassDataset) -> Episode:
+    """Four episodes of commands of up to three words and outputs of up to three symbols."""
+    generator = torch.Generator().manual_seed(8)
+    halves = []
+    for rows in (9, 6):
+        x, y = (torch.randint(WORDS, 7, (4, rows, 4), generator=generator) for _ in range(2))
+        sizes = torch.randint(1, 4, (2, 4, rows, 1), generator=generator)
+        at = torch.arange(4)
+        x = torch.where(at < sizes[0], x, PAD)
+        y = torch.where(at < sizes[1], y, torch.where(at == sizes[1], END, PAD))
+        halves.append(Examples(x, y, torch.ones(4, rows, dtype=torch.bool)))
+    return Episode(*halves)
 
 
 @dataclass(frozen=True)
@@ -447,12 +669,103 @@ class Kind:
     featured: bool = True
 
 
+class Numbers(nn.Module):
+    """From one number to one; a frozen layer and a parameter without a use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        dense = (nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.body, self.head = nn.Sequential(*dense), nn.Linear(8, 1)
+        self.unused = nn.Parameter(torch.ones(2))
+        generator = torch.Generator().manual_seed(2)
+        for p in self.parameters():
+            p.data.uniform_(-0.5, 0.5, generator=generator)
+        self.body[2].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x))
+        return out
+
+
+def of_numbers(_toy: ClassDataset) -> Episode:
+    """Four waves, nine points and six queries each."""
+    waves = Sinusoids(n_shot=9, n_query=6, grid_query=False).episodes(torch.arange(4))
+    double: Episode = map_tensors(lambda v: v.double() if v.is_floating_point() else v, waves)
+    return double
+
+
+def of_sets(toy: ClassDataset) -> Episode:
+    """Four episodes of two numbers to two: 9 support rows and 6 queries."""
+    x = keys.uniform(keys.fold(keys.key(3), torch.arange(4)), 30, -1.0, 1.0).unflatten(1, (15, 2))
+    y = torch.stack([(3 * x).sin().sum(-1), x.prod(-1)], -1)
+    dense = [Examples.dense(x[:, rows], y[:, rows]) for rows in (slice(9), slice(9, 15))]
+    return Episode(*dense)
+
+
+def process(**settings: Any) -> Callable[[], nn.Module]:
+    return lambda: NeuralProcess(2, 2, width=8, heads=2, **settings)
+
+
+def transformer() -> nn.Module:
+    return TransformerProcess(2, 2, width=8, heads=2, layers=2, hidden=8)
+
+
+def part_frozen(make: Callable[[], nn.Module], frozen: str) -> tuple[Callable[[], nn.Module], str]:
+    """The model with one parameter frozen, and one that has no use."""
+
+    def made() -> nn.Module:
+        model = make()
+        model.get_parameter(frozen).requires_grad_(False)
+        model.unused = nn.Parameter(torch.ones(3))
+        return model
+
+    return made, frozen
+
+
+MEAN, LATENT = process(path="mean"), process(path="", latent=4)
+ATTENTION: dict[str, Any] = {"path": "attention", "self_attention": True}
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
     "samples": Kind(
         {"masked mlps": lambda: MaskedMlps(3, 3, hidden=5)},
         of_graphs,
         (partly_frozen_mlps, "outer_bias"),
+        featured=False,
+    ),
+    "study": Kind(
+        {"transformer": Studying},
+        of_words,
+        (Studying, "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
+    "sequences": Kind(
+        {
+            "writer": lambda: writing(Seq2Seq),
+            "memory": lambda: writing(MemorySeq2Seq, 0.5),
+        },
+        of_words,
+        (lambda: writing(MemorySeq2Seq), "out.weight"),
+        padding=5.0,
+        featured=False,
+    ),
+    "numbers": Kind({"plain": Numbers}, of_numbers, (Numbers, "body.2.weight")),
+    "sets": Kind(
+        {"mean": MEAN, "attention": process(**ATTENTION), "transformer": transformer},
+        of_sets,
+        part_frozen(MEAN, "decoder.0.weight"),
+        featured=False,
+    ),
+    "sets with a latent variable": Kind(
+        {"latent": LATENT, "attention": process(latent=4, **ATTENTION)},
+        of_sets,
+        part_frozen(LATENT, "decoder.0.weight"),
+        featured=False,
+    ),
+    "tables": Kind(
+        {"rows": table_network},
+        of_classes,
+        (partly_frozen_table_network, "vote_key"),
         featured=False,
     ),
 }
@@ -462,6 +775,7 @@ PAIRS = {
     for model in KINDS[row.kind].models
 }
 classes = pytest.mark.parametrize("pair", [n for n in PAIRS if PAIRS[n][0].kind == "classes"])
+causal = pytest.mark.parametrize("pair", [n for n in PAIRS if PAIRS[n][0].causal])
 featured = pytest.mark.parametrize("pair", [n for n in PAIRS if KINDS[PAIRS[n][0].kind].featured])
 
 
@@ -677,7 +991,8 @@ def test_shared_features_are_those_of_the_body(learner: Learner, episodes: Episo
 @featured
 def test_features_leave_the_buffers_of_a_users_model_alone(row: Row, episodes: Episode) -> None:
     model = nn.Module()
-    model.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+    inputs = episodes.query.x.shape[-1]
+    model.body = nn.Sequential(nn.Linear(inputs, 8), nn.BatchNorm1d(8))
     model.double()
     learner = row.make(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -723,3 +1038,17 @@ def test_query_order(learner: Learner, episodes: Episode) -> None:
     found = answers(Vectorised(learner), params, shuffled)
     expected = answers(Vectorised(learner), params, episodes)[:, order]
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@causal
+def test_a_position_sees_nothing_later(learner: Any, episodes: Episode) -> None:
+    """What is predicted for a support example stays, whatever comes after it."""
+    params, support = trained(learner, episodes), select(episodes, 0).support
+    before = learner.positions(params, support)
+    for t in (0, 4, 7):
+        order = torch.cat([torch.arange(t + 1), torch.arange(t + 1, 9).flip(0)])
+        other = Examples(support.x[order], support.y.flip(0), support.mask)
+        other.y[:t] = support.y[:t]
+        after = learner.positions(params, other)
+        torch.testing.assert_close(after[: t + 1], before[: t + 1], rtol=1e-10, atol=1e-12)
+        assert not torch.allclose(after[t + 1 :], before[t + 1 :], rtol=1e-10, atol=1e-12)

@@ -41,6 +41,31 @@ def test_how_it_works() -> None:
     assert tried >= 9
 
 
+def test_sequences() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/sequences.md"), module_relative=False)
+    assert not failed
+    assert tried >= 14
+
+
+def test_neural_processes() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/neural-processes.md"), module_relative=False)
+    assert not failed
+    assert tried >= 6
+
+
+def test_causal_graphs() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/causal-graphs.md"), module_relative=False)
+    assert not failed
+    assert tried >= 8
+
+
+def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    failed, tried = doctest.testfile(str(ROOT / "docs/tables.md"), module_relative=False)
+    assert not failed
+    assert tried >= 9
+
+
 @pytest.fixture
 def nearest_mean(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that CONTRIBUTING adds, registered as its step 2 says."""

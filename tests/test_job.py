@@ -476,7 +476,9 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "data"), PAIRS)
 def test_every_learner_has_settings_to_start_from(name: str, data: str) -> None:
     """For each kind of data that it takes, with other ways and statistics too."""
-    small = {"train.n_way": 6, "model.name": "mlp", "model.hidden": [4]}
+    small: dict[str, Any] = {"train.n_way": 6}
+    if not LEARNERS[name].network:
+        small |= {"model.name": "mlp", "model.hidden": [4]}
     for settings in (small, {**small, "learner.normalisation": "support"}):
         one = Job(starting(name, data, settings))
         one.check()
@@ -497,3 +499,38 @@ def test_a_figure_without_transduction_beside_one_with() -> None:
         (5, "support"),
     ]
     assert {c.normalisation for c in starting("protonet", "glyphs").evaluate.cells} == {"running"}
+
+
+@pytest.mark.parametrize(
+    ("learner", "model", "told"),
+    [
+        ("maml", "neural-process", r"neural-process with the learner maml.*Write model.name=mlp"),
+        ("cnp", "mlp", r"mlp with the learner cnp.*Write model.name=neural-process"),
+        ("tnp", "neural-process", r"the learner tnp.*Write model.name=transformer-process"),
+    ],
+)
+def test_networks_that_read_sets_are_for_learners_of_sets(
+    learner: str, model: str, told: str
+) -> None:
+    with pytest.raises(InputError, match=f"(?s){told}"):
+        Job(starting(learner, "sinusoids", {"model.name": model}))
+
+
+def test_draws_from_gaussian_processes_as_a_recipe_names_them() -> None:
+    settings = {"data.kernel": "matern52", "data.fewest": 2, "data.noise": 0.1}
+    one = Job(starting("cnp", "gp", {**settings, "train.n_shot": 7, "train.n_query": 4}))
+    one.check()
+    tasks: Any = one.training_tasks()
+    assert (tasks.kernel, tasks.noise, tasks.n_support, tasks.n_query) == (
+        "matern52",
+        0.1,
+        (2, 7),
+        4,
+    )
+    assert tasks.split == "meta_train"
+    assert one.recipe.data.protocol() == {"data": "gp-matern52, 2 points or more"}
+    assert one.measure.metric == "log-likelihood"
+    with pytest.raises(InputError, match="at most 1 support points and at least 2"):
+        Job(starting("cnp", "gp", {**settings, "train.n_shot": 1})).check()
+    with pytest.raises(InputError, match="unknown kernel"):
+        starting("cnp", "gp", {"data.kernel": "linear"})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tegu.episodes import Examples
-from tegu.losses import accuracy, cross_entropy, squared_error
+from tegu.losses import accuracy, cross_entropy, gaussian, log_likelihood, moments, squared_error
 
 MASK = torch.tensor([True, True, False])
 
@@ -33,6 +33,32 @@ def test_accuracy_by_hand() -> None:
     assert float(accuracy(outputs, Examples(outputs, y, MASK))) == 0.5
     everything = torch.ones(3, dtype=torch.bool)
     assert float(accuracy(outputs, Examples(outputs, y, everything))) == pytest.approx(2 / 3)
+
+
+def mixtures() -> tuple[torch.Tensor, torch.Tensor, torch.distributions.Distribution]:
+    """Outputs of 3 components for 4 rows of 2 numbers, targets, and torch's own distribution."""
+    generator = torch.Generator().manual_seed(1)
+    means, log_sds = torch.randn(2, 4, 3, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    outputs = torch.cat([torch.cat([means[:, k], log_sds[:, k]], -1) for k in range(3)], -1)
+    each = torch.distributions.Independent(torch.distributions.Normal(means, log_sds.exp()), 1)
+    alike = torch.distributions.Categorical(torch.ones(4, 3, dtype=torch.float64))
+    return outputs, y, torch.distributions.MixtureSameFamily(alike, each)
+
+
+def test_gaussian_is_the_density_of_a_mixture() -> None:
+    outputs, y, expected = mixtures()
+    target = Examples(y, y, torch.tensor([True, False, True, True]))
+    logs = expected.log_prob(y)[[0, 2, 3]]
+    assert float(gaussian(outputs, target)) == pytest.approx(-float(logs.mean()), rel=1e-12)
+    assert float(log_likelihood(outputs, target)) == -float(gaussian(outputs, target))
+
+
+def test_moments_are_those_of_the_mixture() -> None:
+    outputs, _, expected = mixtures()
+    mean, sd = moments(outputs, 2)
+    torch.testing.assert_close(mean, expected.mean)
+    torch.testing.assert_close(sd, expected.variance.sqrt())
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, squared_error])

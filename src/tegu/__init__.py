@@ -7,7 +7,9 @@
 from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
+    GaussianProcesses,
     Sinusoids,
+    SyntheticTables,
     load_cifar_fs,
     load_fc100,
     load_glyphs,
@@ -28,11 +30,13 @@ __all__ = [
     "Episode",
     "Examples",
     "FewShotTasks",
+    "GaussianProcesses",
     "InputError",
     "Learner",
     "MetaLearned",
     "Reptile",
     "Sinusoids",
+    "SyntheticTables",
     "datasets",
     "learners",
     "load_cifar_fs",

@@ -27,6 +27,7 @@ from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.leaderboard import Budget
 from tegu.learners import LEARNERS
+from tegu.losses import gaussian, moments
 from tegu.meta import fitting
 from tegu.recipes import Cell
 from tegu.sampling import Tasks
@@ -507,12 +508,14 @@ def _picture_fit(job: Job, params: Params, path: Path) -> None:
     learner: Any = job.learner
     fits = []
     steps = learner.steps(training=False)
-    for count in sorted({0, 1, steps}):
-        chosen = replace(learner, eval_steps=count)
-        engine = Vectorised(chosen)
+    for count in sorted({0, 1, steps}) if steps else [0]:
+        engine = Vectorised(replace(learner, eval_steps=count) if steps else learner)
         state = engine.adapt(params, batch.support, at)
-        name = "before" if not count else f"after {count} step{'s' * (count > 1)}"
-        fits.append((name, engine.predict(params, state, batch.query)))
+        name = f"after {count} step{'s' * (count > 1)}" if count else "before"
+        outputs = engine.predict(params, state, batch.query)
+        if learner.loss is gaussian:
+            outputs, _ = moments(outputs, batch.query.y.shape[-1])
+        fits.append((name if steps else "learnt", outputs))
     report.sinusoid_fit(
         batch.query.x,
         batch.query.y,

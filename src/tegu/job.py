@@ -72,7 +72,14 @@ class Job:
                 f"{' or '.join(learns)}, which it learns",
                 f"Take {name} on {_some(fits)}, or {_some(able)} on {source.name}.",
             )
-        kind = source.inputs().kind
+        wanted, kind = LEARNERS[name].network, source.inputs().kind
+        if model.reads_sets != bool(wanted) or (wanted and model.name != wanted["name"]):
+            single = [n for n, one in NETWORKS.items() if not one.reads_sets and kind in one.takes]
+            raise InputError(
+                f"the model {model.name} with the learner {name}",
+                f"the model {wanted['name']}" if wanted else "a model that reads single inputs",
+                f"Write model.name={wanted['name'] if wanted else _some(single)}.",
+            )
         if kind not in model.takes:
             able = [other for other, cls in NETWORKS.items() if kind in cls.takes]
             raise InputError(
@@ -215,7 +222,9 @@ class Job:
         cls = LEARNERS[chosen.pop("name")]
         train = self.recipe.train
         own = {f.name for f in fields(cls)}
-        chosen |= {k: v for k, v in {"n_way": train.n_way, "seed": train.seed}.items() if k in own}
+        numbers = self.recipe.data.inputs().outputs if self.targets == "numbers" else 0
+        told = {"n_way": train.n_way, "seed": train.seed, "numbers": numbers}
+        chosen |= {name: value for name, value in told.items() if name in own}
         if cls.pretrains:
             chosen["n_classes"] = self.data("meta_train").n_classes
         return cls(

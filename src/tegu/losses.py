@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,6 +59,51 @@ def accuracy(outputs: Tensor, target: Examples) -> Tensor:
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
 
 
+def gaussian(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean negative log-likelihood of targets (S, D) under normal distributions, in nats.
+
+    Args:
+        outputs: shape (S, K 2 D): K equally likely components, each its D means beside its D
+            log standard deviations. Numbers of a target are independent within a
+            component.
+        target: y floating.
+
+    Example:
+        >>> standard = torch.zeros(1, 2)  # mean 0, standard deviation 1
+        >>> gaussian(standard, Examples.dense(torch.zeros(1, 1), torch.zeros(1, 1)))
+        tensor(0.9189)
+    """
+    mean, log_sd = components(outputs, target.y.shape[-1])
+    off = (target.y[..., None, :] - mean) * (-log_sd).exp()
+    logs = (-0.5 * off.square() - log_sd - 0.5 * math.log(2 * math.pi)).sum(-1)  # (S, K)
+    return -_mean(logs.logsumexp(-1) - math.log(logs.shape[-1]), target.mask)
+
+
+def log_likelihood(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean log-likelihood in nats for each row: `gaussian` with the other sign, a score."""
+    return -gaussian(outputs, target)
+
+
+def components(outputs: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
+    """Means and log standard deviations (S, K, D) in outputs (S, K 2 D) of `gaussian`."""
+    parts = outputs.unflatten(-1, (-1, 2, n_targets))
+    return parts[..., 0, :], parts[..., 1, :]
+
+
+def moments(outputs: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (S, D) of what outputs (S, K 2 D) of `gaussian` say.
+
+    Example:
+        >>> two = torch.tensor([[-1.0, -50.0, 1.0, -50.0]])  # at -1 or at 1, narrow
+        >>> moments(two, 1)
+        (tensor([[0.]]), tensor([[1.]]))
+    """
+    means, log_sds = components(outputs, n_targets)
+    mean = means.mean(-2)
+    inside = (2 * log_sds).exp().mean(-2)
+    return mean, (inside + (means - mean[..., None, :]).square().mean(-2)).sqrt()
+
+
 class Measure(NamedTuple):
     """How answers are judged.
 
@@ -75,7 +121,20 @@ class Measure(NamedTuple):
 MEASURES = {
     "classes": Measure(cross_entropy, accuracy, "accuracy"),
     "numbers": Measure(squared_error, squared_error, "mse"),
+    "likelihood": Measure(gaussian, log_likelihood, "log-likelihood"),  # of numbers
+    "table classes": Measure(cross_entropy, accuracy, "accuracy"),
     "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
     "samples": Measure(surprise, surprise, "surprise"),
 }
 SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent
+
+
+def regresses(loss: Loss) -> bool:
+    """Whether targets are numbers under a loss."""
+    return any(loss is MEASURES[name].loss for name in ("numbers", "likelihood"))
+
+
+def measure_of(loss: Loss) -> Measure:
+    """The measure with that loss; that of classes for a loss of your own."""
+    found = (one for one in MEASURES.values() if one.loss is loss)
+    return next(found, MEASURES["classes"])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings
@@ -21,7 +22,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import accuracy, squared_error
+from tegu.losses import gaussian, measure_of, moments, regresses, token_cross_entropy
 from tegu.sampling import Tasks
 
 
@@ -43,7 +44,9 @@ class MetaLearned:
         Args:
             x: S inputs: a tensor, array or nested list, shape (S, ...).
             y: S labels of any hashable kind, or floating targets (S, D) where the
-                learner's loss is a squared error.
+                learner's loss is one on numbers, a squared error, say. Where it is one on
+                sequences, both are rows of tokens, of unequal length if need be:
+                `tegu.datasets.tokens.Vocabulary` makes them from words.
             seed: of the order in which examples are visited.
 
         Raises:
@@ -51,11 +54,13 @@ class MetaLearned:
                 infinite, the shape does not fit the model, or there are more
                 classes than the model has outputs.
         """
+        if self.learner.loss is token_cross_entropy:
+            return self._adapt_to_sequences(x, y, seed)
         inputs = _inputs(x, "x")
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)
         labels: tuple[Hashable, ...] = ()
-        if self.learner.loss is squared_error:
+        if regresses(self.learner.loss):
             targets = _inputs(y, "y").to(inputs)
             n = len(targets)
             if targets.ndim != 2:
@@ -81,14 +86,19 @@ class MetaLearned:
         learner = self.learner.for_ways(len(labels)) if labels else self.learner
         with torch.no_grad():
             try:
-                width = learner.forward(self.params, inputs[:1]).shape[-1]
+                if labels:
+                    width = learner.forward(self.params, inputs[:1]).shape[-1]
+                else:
+                    width = learner.n_targets(self.params, inputs[:1])
+            except InputError:
+                raise  # the learner knows better what is wrong
             except (RuntimeError, ValueError) as failure:
                 raise _misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
                 raise InputError(
-                    f"y has {targets.shape[-1]} columns for a model with {width} outputs",
-                    "a column for each output",
-                    "Reshape y, or meta-train a model with as many outputs.",
+                    f"y has {targets.shape[-1]} columns for a model of {width} targets",
+                    "a column for each",
+                    "Reshape y, or meta-train a model for as many.",
                 )
             if learner is self.learner and len(labels) > width:
                 raise InputError(
@@ -97,7 +107,29 @@ class MetaLearned:
                     "Meta-train with a larger n_way.",
                 )
             state = learner.adapt(self.params, support, key)
-        return Adapted(learner, self.params, state, labels)
+        return Adapted(learner, self.params, state, labels, 0 if labels else targets.shape[-1])
+
+    def _adapt_to_sequences(self, x: Any, y: Any, seed: int) -> Adapted:
+        (kinds, longest), model = _limits(self.learner), self.learner.model
+        device = next(iter(self.params.values())).device
+        commands = tokens.rows(x, "x", kinds=kinds, longest=longest)
+        kinds, steps = getattr(model, "n_outputs", 0), getattr(model, "steps", 1)
+        answers = tokens.rows(y, "y", kinds=kinds, longest=steps - 1, end=True)
+        if len(commands) != len(answers):
+            raise InputError(
+                f"{len(commands)} inputs and {len(answers)} answers",
+                "one answer for each input",
+                "Check that x and y come from the same examples.",
+            )
+        support = Examples(
+            commands.to(device),
+            answers.to(device),
+            torch.ones(len(commands), dtype=torch.bool, device=device),
+        )
+        key = keys.key(seed, "adapt", device=device)
+        with torch.no_grad():
+            state = self.learner.adapt(self.params, support, key)
+        return Adapted(self.learner, self.params, state, ())
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
@@ -110,10 +142,8 @@ class MetaLearned:
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
-        if self.learner.loss is squared_error:
-            settings = {"score": squared_error, "metric": "mse", **settings}
-        else:
-            settings = {"score": accuracy, **settings}
+        measure = measure_of(self.learner.loss)
+        settings = {"score": measure.score, "metric": measure.metric, **settings}
         return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:
@@ -135,10 +165,16 @@ class Adapted:
     params: Params = field(repr=False)
     state: State = field(repr=False)
     labels: tuple[Hashable, ...]
+    n_targets: int = 0  # D, where targets are numbers
 
     def outputs(self, x: Any) -> Tensor:
-        """Scores (Q, classes), or predictions (Q, D) for regression."""
-        inputs = _inputs(x, "x").to(next(iter(self.params.values())))
+        """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
+        some = next(iter(self.params.values()))
+        if self.learner.loss is token_cross_entropy:
+            kinds, longest = _limits(self.learner)
+            inputs = tokens.rows(x, "x", kinds=kinds, longest=longest).to(some.device)
+        else:
+            inputs = _inputs(x, "x").to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with torch.no_grad():
             try:
@@ -148,9 +184,27 @@ class Adapted:
         return out[:, : len(self.labels)] if self.labels else out
 
     def predict(self, x: Any) -> Any:
-        """Labels of queries as a list, or predictions (Q, D) for regression."""
+        """Labels of queries as a list, predictions (Q, D) of numbers, or rows of tokens."""
         out = self.outputs(x)
-        return [self.labels[i] for i in out.argmax(-1).tolist()] if self.labels else out
+        if self.learner.loss is token_cross_entropy:
+            return [tokens.spoken(row) for row in out.argmax(-1).tolist()]
+        if self.labels:
+            return [self.labels[i] for i in out.argmax(-1).tolist()]
+        return moments(out, self.n_targets)[0] if self.learner.loss is gaussian else out
+
+    def predict_distribution(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (Q, D) of each query's target.
+
+        Raises:
+            InputError: the learner's loss is not `tegu.losses.gaussian`.
+        """
+        if self.learner.loss is not gaussian:
+            raise InputError(
+                f"a distribution from {type(self.learner).__name__} with another loss",
+                "a learner whose loss is tegu.losses.gaussian",
+                "Meta-train with that loss, or take a neural process: cnp, np, anp or tnp.",
+            )
+        return moments(self.outputs(x), self.n_targets)
 
     def predict_proba(self, x: Any) -> Tensor:
         """Probabilities (Q, classes) in the order of `labels`; rows sum to 1."""
@@ -236,6 +290,11 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
             "Build the learner and its model with the settings they were trained with.",
         )
     return params
+
+
+def _limits(learner: Learner) -> tuple[int, int]:
+    """Kinds of tokens in a command, and words in the longest, where the model tells; else 0."""
+    return getattr(learner.model, "n_inputs", 0), getattr(learner.model, "reach", 0)
 
 
 def _describe(tasks: Tasks) -> dict[str, Any]:

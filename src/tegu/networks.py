@@ -8,7 +8,19 @@ from typing import ClassVar
 
 from torch import nn
 
-from tegu.models import Conv4, MaskedMlps, Mlp, ResNet12, WideResNet
+from tegu.models import (
+    Conv4,
+    MaskedMlps,
+    MemorySeq2Seq,
+    Mlp,
+    NeuralProcess,
+    ResNet12,
+    Seq2Seq,
+    StudyTransformer,
+    TableTransformer,
+    TransformerProcess,
+    WideResNet,
+)
 from tegu.sources import Inputs
 
 
@@ -18,11 +30,15 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "categories".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables",
+            "categories".
+        reads_sets: whether it reads a support set too, for learners that ask for it by
+            name and for no others.
     """
 
     name: ClassVar[str]
     takes: ClassVar[tuple[str, ...]]
+    reads_sets: ClassVar[bool] = False
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         """The module.
@@ -96,6 +112,38 @@ class MlpNetwork(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProcessNetwork(Network):
+    """Encoder and decoder of a neural process.
+
+    Args:
+        width: of hidden layers and representations.
+        path: mean, attention, or nothing: how a query sees the support set beside z.
+        latent: width of the latent variable z; 0 for none.
+        heads: of attention.
+        self_attention: whether support points look at each other.
+        encoder_layers: dense layers of the encoder.
+        decoder_layers: dense layers of the decoder.
+        frequencies: octaves of sines and cosines of the inputs; 0 for none.
+    """
+
+    name: ClassVar[str] = "neural-process"
+    takes: ClassVar[tuple[str, ...]] = ("vectors",)
+    reads_sets: ClassVar[bool] = True
+
+    width: int = 128
+    path: str = "mean"
+    latent: int = 0
+    heads: int = 8
+    self_attention: bool = False
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    frequencies: int = 0
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return NeuralProcess(inputs.shape[0], outputs, seed=seed, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResNet12Network(Network):
     """ResNet-12.
 
@@ -113,6 +161,140 @@ class ResNet12Network(Network):
         if self.widths:
             return ResNet12(outputs, channels=channels, size=size, seed=seed, widths=self.widths)
         return ResNet12(outputs, channels=channels, size=size, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqNetwork(Network):
+    """LSTM encoder and decoder with attention.
+
+    Args:
+        width: of embeddings and states.
+        layers: of each LSTM.
+        dropout: in training, for learners that give random numbers to it.
+        packed: fast recurrence, for learners that do not change weights from task to task.
+    """
+
+    name: ClassVar[str] = "seq2seq"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+    module: ClassVar[type[Seq2Seq]] = Seq2Seq
+
+    width: int = 200
+    layers: int = 2
+    dropout: float = 0.5
+    packed: bool = False
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return self.module(
+            inputs.tokens,
+            outputs,
+            steps=inputs.longest,
+            width=self.width,
+            layers=self.layers,
+            dropout=self.dropout,
+            packed=self.packed,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySeq2SeqNetwork(Seq2SeqNetwork):
+    """The same with a memory of the support set."""
+
+    name: ClassVar[str] = "memory-seq2seq"
+    module: ClassVar[type[Seq2Seq]] = MemorySeq2Seq
+
+    packed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyTransformerNetwork(Network):
+    """An encoder over study examples and a query, and a decoder.
+
+    Args:
+        width: of tokens.
+        heads: of attention.
+        feedforward: width inside a block.
+        decoder: layers; the encoder has three.
+    """
+
+    name: ClassVar[str] = "study-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    width: int = 128
+    heads: int = 8
+    feedforward: int = 512
+    decoder: int = 3
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return StudyTransformer(
+            inputs.tokens,
+            outputs,
+            width=self.width,
+            heads=self.heads,
+            feedforward=self.feedforward,
+            decoder=self.decoder,
+            longest=inputs.longest,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableNetwork(Network):
+    """A transformer over the rows of a table.
+
+    Args:
+        width: of a token.
+        layers: of attention and a dense network each.
+        heads: of attention.
+        hidden: width of the dense networks.
+    """
+
+    name: ClassVar[str] = "table-transformer"
+    takes: ClassVar[tuple[str, ...]] = ("tables",)
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    hidden: int = 256
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return TableTransformer(
+            outputs,
+            2 * inputs.shape[0],  # two forms of each column
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            hidden=self.hidden,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerProcessNetwork(Network):
+    """Transformer over a support set and queries.
+
+    Args:
+        width: of the tokens.
+        layers: blocks.
+        heads: of attention.
+        hidden: width of the feed-forward networks.
+        embedding_layers: dense layers from an example to its token.
+        frequencies: octaves of sines and cosines of the inputs; 0 for none.
+    """
+
+    name: ClassVar[str] = "transformer-process"
+    takes: ClassVar[tuple[str, ...]] = ("vectors",)
+    reads_sets: ClassVar[bool] = True
+
+    width: int = 64
+    layers: int = 6
+    heads: int = 4
+    hidden: int = 128
+    embedding_layers: int = 4
+    frequencies: int = 0
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return TransformerProcess(inputs.shape[0], outputs, seed=seed, **vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +323,14 @@ NETWORKS: dict[str, type[Network]] = {
     for cls in (
         Conv4Network,
         MaskedMlpsNetwork,
+        MemorySeq2SeqNetwork,
         MlpNetwork,
+        ProcessNetwork,
         ResNet12Network,
+        Seq2SeqNetwork,
+        StudyTransformerNetwork,
+        TransformerProcessNetwork,
+        TableNetwork,
         WrnNetwork,
     )
 }

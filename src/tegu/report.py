@@ -475,7 +475,8 @@ def learning_curve(
                 axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 axes.yaxis.set_minor_formatter(NullFormatter())
             else:
-                axes.set_ylim(0, 1.08 * max(y) or 1)
+                if min(y) >= 0:  # a log-likelihood, say, has no floor
+                    axes.set_ylim(0, 1.08 * max(y) or 1)
                 axes.yaxis.set_major_locator(MaxNLocator(4))
             last = f"{y[-1]:.1f} %" if percent else f"{y[-1]:.3g}"
             _beside(axes, x[-1], y[-1], last, colour)

@@ -5,8 +5,14 @@ from tegu.datasets.causal_graphs import CausalGraphs as CausalGraphs
 from tegu.datasets.cifar import load_cifar_fs as load_cifar_fs
 from tegu.datasets.cifar import load_fc100 as load_fc100
 from tegu.datasets.classes import ClassDataset as ClassDataset
+from tegu.datasets.gaussian_processes import GaussianProcesses as GaussianProcesses
 from tegu.datasets.glyphs import load_glyphs as load_glyphs
+from tegu.datasets.grammars import Grammars as Grammars
 from tegu.datasets.omniglot import LakeRuns as LakeRuns
 from tegu.datasets.omniglot import load_lake_runs as load_lake_runs
 from tegu.datasets.omniglot import load_omniglot as load_omniglot
+from tegu.datasets.scan import MutualExclusivity as MutualExclusivity
+from tegu.datasets.scan import Scan as Scan
+from tegu.datasets.scan_study import ScanStudy as ScanStudy
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids
+from tegu.datasets.tables import SyntheticTables as SyntheticTables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import lzma
 import os
 import re
 import tarfile
@@ -24,6 +25,7 @@ _MAX_TOTAL = 64 * 2**20  # bytes, packed or unpacked
 _TIMEOUT = 30.0  # seconds without an answer
 _PATIENCE = 600.0  # seconds for a whole download of _MAX_TOTAL
 _CHUNK = 2**18  # bytes
+TARS = (".tar.gz", ".tar.xz")
 
 
 def cache_folder() -> Path:
@@ -40,7 +42,7 @@ def read_members(
     largest: int | None = None,
     total: int | None = None,
 ) -> dict[str, bytes]:
-    """The wanted files of a zip or tar.gz archive, or of the folder extracted from it.
+    """The wanted files of a zip, tar.gz or tar.xz archive, or of the folder extracted from it.
 
     Nothing is written. A longer member is cut at `largest`, so check the content.
 
@@ -61,7 +63,7 @@ def read_members(
     with _readable(source, url):
         if source.is_dir():
             members = _folder_files(source, wanted, largest)
-        elif source.name.endswith(".tar.gz"):
+        elif source.name.endswith(TARS):
             members = _tar_files(source, wanted, largest, total)
         else:
             members = _zip_files(source, wanted, largest)
@@ -100,10 +102,10 @@ def _readable(source: Path, url: str) -> Iterator[None]:
         yield
     # A damaged archive raises any of these, an encrypted one RuntimeError.
     except (
-        *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
+        *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
         *(OSError, EOFError, RuntimeError, ValueError),
     ) as error:
-        kind = "tar.gz" if source.name.endswith(".tar.gz") else "zip"
+        kind = source.name[-6:] if source.name.endswith(TARS) else "zip"
         raise InputError(
             f"{source} cannot be read ({error})",
             f"a whole, undamaged {kind} archive, or the folder extracted from it",
@@ -139,7 +141,7 @@ def _zip_files(source: Path, wanted: re.Pattern[str], largest: int) -> Iterator[
 def _tar_files(
     source: Path, wanted: re.Pattern[str], largest: int, total: int
 ) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(source, "r:gz") as archive:
+    with tarfile.open(source, "r:*") as archive:
         for number, member in enumerate(archive):
             # What is skipped is unpacked too, so it counts.
             if member.offset_data + member.size > total:

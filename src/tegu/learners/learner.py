@@ -28,7 +28,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
-from tegu.losses import Loss, cross_entropy
+from tegu.losses import Loss, cross_entropy, gaussian
 from tegu.models.norm import BatchNorm, converted, layers, statistics
 
 State = dict[str, Any]
@@ -95,6 +95,8 @@ class Learner:
     # What targets may be: classes (named anew in each task), numbers, sequences or samples.
     targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
     measure: ClassVar[str] = ""  # of `tegu.losses.MEASURES`, where it is not that of the targets
+    # Section [model] of a recipe that names none, for a learner that needs a network of its own.
+    network: ClassVar[Mapping[str, Any]] = {}
     # Settings to start from, by dotted key of a recipe: for classes, and for numbers.
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
     start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
@@ -230,6 +232,15 @@ class Learner:
         return type(self).outer_loss is Learner.outer_loss
 
     outer_update: ClassVar[Callable[..., Params] | None] = None
+
+    def n_targets(self, params: Params, x: Tensor) -> int:
+        """How many numbers each input's target has, where targets are numbers.
+
+        Args:
+            x: inputs (B, ...), by which a misfit with the model shows.
+        """
+        width = self.forward(params, x).shape[-1]
+        return width // 2 if self.loss is gaussian else width
 
     def features(
         self, params: Params, x: Tensor, mask: Tensor | None = None, *, training: bool = False

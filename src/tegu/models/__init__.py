@@ -3,9 +3,30 @@
 from tegu.models.conv4 import Conv4
 from tegu.models.convolution import Conv
 from tegu.models.masked_mlps import MaskedMlps
+from tegu.models.mlc import StudyTransformer
 from tegu.models.mlp import Mlp
+from tegu.models.neural_process import NeuralProcess
 from tegu.models.norm import BatchNorm
 from tegu.models.resnet12 import ResNet12
+from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 from tegu.models.wrn import WideResNet
 
 __all__ = ["BatchNorm", "Conv", "Conv4", "MaskedMlps", "Mlp", "ResNet12", "WideResNet"]
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "StudyTransformer", "WideResNet"]
+from tegu.models.tnp import TransformerProcess
+
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Conv4",
+    "MemorySeq2Seq",
+    "Mlp",
+    "NeuralProcess",
+    "ResNet12",
+    "Seq2Seq",
+    "TransformerProcess",
+    "WideResNet",
+]
+from tegu.models.tables import TableTransformer
+
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "TableTransformer", "WideResNet"]

@@ -139,7 +139,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 # What a learner gets from the other sections.
-ELSEWHERE = ("model", "loss", "n_way", "n_classes", "seed")
+ELSEWHERE = ("model", "loss", "n_way", "n_classes", "numbers", "seed")
 SECTIONS = {"train": Train, "engine": Engine, "evaluate": Evaluate}
 NAMED = ("data", "model", "learner")  # sections whose keys depend on their name
 
@@ -202,13 +202,13 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
         "name": re.sub(r"[^\w.-]+", "p", f"{learner}-{data}"),
         "title": f"{learner} on {data}",
         "data": {"name": data},
-        "model": dict(source.network),
+        "model": dict(cls.network or source.network),
         "learner": {"name": learner},
         "train": {"validate_every": 100},
     }
     for key, value in settings.items():
         section, _, name = key.partition(".")
-        raw[section][name] = value
+        raw.setdefault(section, {})[name] = value
     changed = overrides or {}
     mode = changed.get("learner.normalisation", raw["learner"].get("normalisation", "support"))
     cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]
@@ -258,8 +258,9 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
         values[name] = _section(name, cls, raw.get(name, {}))
     source = _named("data", "data set", SOURCES, {"name": "glyphs"}, raw.get("data", {}))
     values["data"] = source
-    values["model"] = _named("model", "model", NETWORKS, source.network, raw.get("model", {}))
-    values["learner"] = _learner(raw.get("learner", {}))
+    values["learner"] = learner = _learner(raw.get("learner", {}))
+    usual = LEARNERS[learner["name"]].network or source.network
+    values["model"] = _named("model", "model", NETWORKS, usual, raw.get("model", {}))
     return Recipe(**values)
 
 

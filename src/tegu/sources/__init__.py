@@ -1,20 +1,31 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
 from tegu.sources.causal_graphs import CausalGraphs
+from tegu.sources.gaussian_processes import GaussianProcesses
+from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.scan import MutualExclusivity, Scan
+from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
 from tegu.sources.source import Inputs, Source
+from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
     "CausalGraphs",
     "CifarFs",
     "Fc100",
+    "GaussianProcesses",
     "Glyphs",
+    "Grammars",
     "Inputs",
+    "MutualExclusivity",
     "Omniglot",
+    "Scan",
+    "ScanStudy",
     "Sinusoids",
     "Source",
+    "Tables",
 ]
 
 SOURCES: dict[str, type[Source]] = {
@@ -23,8 +34,14 @@ SOURCES: dict[str, type[Source]] = {
         CausalGraphs,
         CifarFs,
         Fc100,
+        GaussianProcesses,
         Glyphs,
+        Grammars,
+        MutualExclusivity,
         Omniglot,
+        Scan,
+        ScanStudy,
         Sinusoids,
+        Tables,
     )
 }

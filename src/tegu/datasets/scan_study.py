@@ -1,0 +1,158 @@
+"""SCAN as MLC learns it: words of a split's train file mean something else in each episode.
+
+Lake and Baroni (2023), Nature 623:115-121, Methods; protocol from the authors' code,
+brendenlake/MLC-ML. Unlike the episodes of `tegu.datasets.Scan`, these hold pairs of the train
+file alone; words for actions and directions trade places in commands, and actions in outputs.
+So every word stands in each place somewhere, and no episode says what it means in the test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tegu import keys
+from tegu.datasets.scan import (
+    ACTION_WORDS,
+    COMMAND_WORDS,
+    DIRECTIONS,
+    PRIMITIVES,
+    Pairs,
+    split_pairs,
+    tokens,
+)
+from tegu.datasets.tokens import PAD, WORDS
+from tegu.episodes import Episode, Examples
+from tegu.errors import InputError, unknown
+
+SPLITS = ("meta_train", "meta_val", "meta_test")
+TASKS = ("add-jump", "around-right", "length")
+TRADED = (*PRIMITIVES, *DIRECTIONS)
+ALWAYS = {"add-jump": "jump"}  # what the study examples of a test always show
+
+
+@dataclass(frozen=True)
+class ScanStudy:
+    """Study examples and queries from a split of SCAN.
+
+    In "meta_train" and "meta_val", both are drawn from the train file, and in most episodes
+    six words and six actions each change places. In "meta_test" nothing does: the queries are
+    the test file, one after another and after the last the first again; study examples are
+    drawn from the train file, "jump" among them for add-jump.
+
+    Args:
+        task: "add-jump", "around-right" or "length".
+        split: "meta_train", "meta_val" (further draws of the same tasks) or "meta_test".
+        seed: of the whole sequence of episodes.
+        n_support: study examples.
+        n_query: commands asked.
+        shown: actions in a study example, at most; 48 for any.
+        permuted: share of episodes in which meanings change.
+
+    Reference:
+        As above. Differs from it: study examples are short, by `shown`, where any pair may be
+        one; an episode asks several queries of the same study examples, which the code draws
+        anew for each; a query may be a study example by chance.
+
+    Example:
+        >>> episodes = ScanStudy(n_query=4, shown=12).episodes(torch.arange(2))
+        >>> episodes.support.y.shape, episodes.query.y.shape
+        (torch.Size([2, 10, 13]), torch.Size([2, 4, 49]))
+    """
+
+    task: str = "add-jump"
+    split: str = "meta_train"
+    seed: int = 0
+    _: KW_ONLY
+    n_support: int = 10
+    n_query: int = 10
+    shown: int = 48
+    permuted: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown("task of SCAN", self.task, TASKS)
+        if self.split not in SPLITS:
+            raise unknown("split", self.split, SPLITS)
+        for name, least, most in (
+            ("n_support", 1, 1000),
+            ("n_query", 1, 1000),
+            ("shown", 4, 48),
+            ("permuted", 0, 1),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", f"{least} to {most}", f"Change {name}."
+                )
+
+    @property
+    def n_test(self) -> int:
+        """Commands of the test file."""
+        return len(_pairs(self.task, "test").x)
+
+    def episodes(self, index: Tensor) -> Episode:
+        """Episodes number `index`, shape (T,) int64, as one batch on its device.
+
+        Returns:
+            Commands (T, S, 9) and actions (T, S, M), int64; every row real.
+        """
+        root = keys.key(self.seed, "scan study", self.task, self.split, device=index.device)
+        at = keys.fold(root, index)
+        train = _pairs(self.task, "train")
+        short = ((train.y != PAD).sum(-1) <= self.shown + 1).nonzero()[:, 0]
+        shown = short[keys.distinct(keys.fold(at, 1), len(short), self.n_support)]
+        source = train
+        if self.split == "meta_test":
+            source = _pairs(self.task, "test")
+            asked = index[:, None] * self.n_query + torch.arange(self.n_query)
+            asked = asked % len(source.x)
+            if word := ALWAYS.get(self.task):
+                place = COMMAND_WORDS.index(word) + WORDS
+                (found,) = _row(train, place).nonzero()[:1, 0].tolist()
+                shown[:, 0] = found  # of study examples that are a set, the order is free
+        else:
+            asked = keys.distinct(keys.fold(at, 2), len(source.x), self.n_query)
+        support = Pairs(train.x[shown], train.y[shown][..., : self.shown + 1])
+        query = Pairs(source.x[asked], source.y[asked])
+        if self.split != "meta_test":
+            trade = keys.uniform(keys.fold(at, 3), 1) < self.permuted
+            words = _table(COMMAND_WORDS, TRADED, keys.fold(at, 4), trade)
+            acts = _table(ACTION_WORDS, ACTION_WORDS, keys.fold(at, 5), trade)
+            support, query = (
+                Pairs(_renamed(half.x, words), _renamed(half.y, acts)) for half in (support, query)
+            )
+        return Episode(
+            *(
+                Examples(*half, torch.ones(half.x.shape[:2], dtype=torch.bool))
+                for half in (support, query)
+            )
+        )
+
+
+def _row(pairs: Pairs, word: int) -> Tensor:
+    """Whether a command is a word and nothing else."""
+    return (pairs.x[:, 0] == word) & (pairs.x[:, 1] == PAD)
+
+
+def _table(vocabulary: tuple[str, ...], some: tuple[str, ...], at: Tensor, trade: Tensor) -> Tensor:
+    """What each token becomes (T, V): some words in another order where `trade` (T, 1)."""
+    own = torch.tensor([WORDS + vocabulary.index(word) for word in some])
+    order = keys.permutation(at, len(some))
+    names = torch.where(trade, own[order], own)
+    table = torch.arange(WORDS + len(vocabulary)).repeat(len(at), 1)
+    return table.index_copy(1, own, names)
+
+
+def _renamed(x: Tensor, table: Tensor) -> Tensor:
+    return table.gather(1, x.flatten(1)).view_as(x)
+
+
+@lru_cache(maxsize=8)
+def _pairs(task: str, part: str) -> Pairs:
+    """A split's file as tokens, padded to the widest of all files."""
+    x, y = tokens(sorted(split_pairs(task, part)))
+    return Pairs(F.pad(x, (0, 9 - x.shape[1])), F.pad(y, (0, 49 - y.shape[1])))

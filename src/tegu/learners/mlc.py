@@ -1,0 +1,142 @@
+"""MLC: compositional rules learned from a few examples by a transformer that has met many.
+
+Lake and Baroni (2023), Human-like systematic generalization through a meta-learning neural
+network, Nature 623:115-121, Methods. Meta-training over episodes whose words mean something
+else each time; an episode's study examples are read, and
+
+    loss = mean over queries, and study examples asked again, of -log p(output | query, study)
+
+Nothing is updated for a task: what it teaches is in the encoded examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tegu import keys
+from tegu.datasets.tokens import PAD
+from tegu.episodes import Episode, Examples
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.learners.learner import Learner, State
+from tegu.losses import Loss, token_cross_entropy
+from tegu.models.mlc import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mlc(Learner):
+    """Queries answered from study examples in one pass.
+
+    Args:
+        model: `tegu.models.StudyTransformer`, or a module with its `study`, `answer` and
+            `generate`.
+        dropout: share of activations dropped while meta-training, on embeddings and on what
+            each block adds.
+        recall: study examples that are asked as queries too, while meta-training; -1 for all.
+
+    Reference:
+        Nature 623:115-121 and the authors' code, brendenlake/MLC. Differs from them: as
+        `StudyTransformer` says; no dropout on attention weights or inside the feed-forward
+        pair; Adam without weight decay.
+    """
+
+    name: ClassVar[str] = "mlc"
+    targets: ClassVar[tuple[str, ...]] = ("sequences",)
+    start: ClassVar[Mapping[str, Any]] = {
+        "train.outer_lr": 0.001,
+        "model.name": "study-transformer",
+    }
+
+    loss: Loss = field(default=token_cross_entropy, repr=False)
+    dropout: float = 0.1
+    recall: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if missing := [n for n in ("study", "answer", "generate") if not hasattr(self.model, n)]:
+            raise InputError(
+                f"{type(self.model).__name__} without a method `{missing[0]}`",
+                "a network that reads study examples, as tegu.models.StudyTransformer",
+                "Write model.name=study-transformer, or give your network that method.",
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(
+                f"dropout is {self.dropout}", "a share from 0, below 1", "Write 0.1, or 0."
+            )
+        if self.recall < -1:
+            raise InputError(
+                f"recall is {self.recall}", "a number of examples, or -1 for all", "Write -1."
+            )
+
+    def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
+        return {"study": self._run(params, "study", *support)}
+
+    def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self._run(params, "generate", Study(*state["study"]), query)
+        return out
+
+    def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
+        support, asked = episode
+        rows = [torch.arange(len(half.mask), device=key.device) for half in episode]
+        studied, answered = (keys.fold(keys.fold(key, i), row) for i, row in enumerate(rows))
+        study = self._run(params, "study", *support, _dropout(self.dropout, studied))
+        if self.recall:
+            again = rows[0]
+            if self.recall > 0:
+                drawn = keys.fold(keys.fold(key, 2), rows[0])
+                last = torch.iinfo(drawn.dtype).max  # padding is never drawn before an example
+                again = drawn.masked_fill(~support.mask, last).argsort()[: self.recall]
+            pairs = zip(asked, support, strict=True)
+            asked = Examples(*(_joined(q, s.index_select(0, again)) for q, s in pairs))
+            answered = torch.cat([answered, keys.fold(keys.fold(key, 3), again)])
+        drop = _dropout(self.dropout, answered)
+        return self.loss(self._run(params, "answer", study, asked.x, asked.y, drop), asked)
+
+    def _run(self, params: Params, method: str, *args: Any) -> Any:
+        inside = {f"model.{name}": value for name, value in params.items()}
+        return functional_call(_Method(self.model, method), inside, args)
+
+
+class _Method(nn.Module):
+    """A module that answers with one of another's methods."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.model, self.name)(*args)
+
+
+def _joined(one: Tensor, other: Tensor) -> Tensor:
+    """Rows of tokens one after the other, padded to the longer kind; or masks."""
+    if one.ndim == 1:
+        return torch.cat([one, other])
+    size = max(one.shape[1], other.shape[1])
+    return torch.cat([F.pad(x, (0, size - x.shape[1]), value=PAD) for x in (one, other)])
+
+
+def _dropout(rate: float, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    """Dropout of (G, ...), where each row's masks are functions of its key, new in each call."""
+    calls = 0
+    least = round(rate * 256)  # eight bytes of a word decide on eight activations
+
+    def drop(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if not least:
+            return x
+        size = x[0].numel()
+        words = keys.bits(keys.fold(rows, calls), -(-size // 8))  # (G, size / 8)
+        byte = (words[..., None] >> torch.arange(0, 64, 8, device=x.device)) & 255
+        kept = byte.flatten(1)[:, :size].view(x.shape) >= least
+        return x * kept / (1 - least / 256)
+
+    return drop

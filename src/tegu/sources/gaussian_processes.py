@@ -1,0 +1,76 @@
+"""Draws from Gaussian processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tegu import datasets
+from tegu.datasets import ClassDataset
+from tegu.errors import InputError
+from tegu.sampling import Tasks
+from tegu.sources.source import Inputs, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianProcesses(Source):
+    """Regression of one number on one, with sets of different sizes.
+
+    `n_shot` is the most points that a support set has; an episode has between `fewest` and
+    so many.
+
+    Args:
+        kernel: rbf, matern52 or periodic.
+        fewest: support points of the smallest sets.
+        noise: standard deviation of an observation about the function.
+    """
+
+    name: ClassVar[str] = "gp"
+    targets: ClassVar[str] = "numbers"
+    network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": [64, 64]}
+    start: ClassVar[Mapping[str, Any]] = {"train.n_shot": 46, "train.n_query": 32}
+    cells: ClassVar[tuple[Mapping[str, Any], ...]] = ({"n_shot": 46, "n_query": 32},)
+
+    kernel: str = "rbf"
+    fewest: int = 3
+    noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._process("meta_train", max(self.fewest, 1), 1, 0)
+
+    def inputs(self) -> Inputs:
+        return Inputs("vectors", (1,), outputs=1)
+
+    def tasks(
+        self,
+        split: str,
+        data: ClassDataset | None,
+        *,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        training: bool,
+    ) -> Tasks:
+        if n_shot < self.fewest:
+            raise InputError(
+                f"at most {n_shot} support points and at least {self.fewest}",
+                "n_shot of data.fewest or more",
+                f"Write train.n_shot=46, say, or data.fewest={n_shot}.",
+            )
+        return self._process(split, n_shot, max(n_query, 1), seed)
+
+    def _process(self, split: str, most: int, n_query: int, seed: int) -> Tasks:
+        return datasets.GaussianProcesses(
+            split,
+            n_support=(self.fewest, most),
+            n_query=n_query,
+            seed=seed,
+            kernel=self.kernel,
+            noise=self.noise,
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": f"gp-{self.kernel}, {self.fewest} points or more"}

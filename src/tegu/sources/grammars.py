@@ -1,0 +1,78 @@
+"""Random interpretation grammars, and the one that people were taught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tegu import datasets
+from tegu.datasets import ClassDataset
+from tegu.datasets.grammars import COMMANDS, OUTPUTS
+from tegu.datasets.tokens import WORDS
+from tegu.errors import unknown
+from tegu.sampling import Tasks
+from tegu.sources.source import Inputs, Source
+
+TESTS = ("meta_test", "gold", "human")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grammars(Source):
+    """Commands of made-up words and the symbols they stand for.
+
+    Args:
+        longest: words of a command and symbols of an output, at most.
+        test: what figures are of: "meta_test", grammars unlike those of training; "gold",
+            the grammar that people were taught, in many wordings; "human", the one episode
+            that they saw.
+    """
+
+    name: ClassVar[str] = "grammars"
+    targets: ClassVar[str] = "sequences"
+    network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
+    start: ClassVar[Mapping[str, Any]] = {
+        "train.meta_batch": 16,
+        "train.n_shot": 14,
+        "train.n_query": 10,
+    }
+    cells: ClassVar[tuple[Mapping[str, Any], ...]] = ({"n_shot": 14, "n_query": 10},)
+
+    longest: int = 8
+    test: str = "meta_test"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.test not in TESTS:
+            raise unknown("data.test", self.test, TESTS)
+
+    def inputs(self) -> Inputs:
+        return Inputs(
+            "tokens",
+            (self.longest,),
+            outputs=WORDS + len(OUTPUTS),
+            tokens=WORDS + len(COMMANDS),
+            longest=self.longest + 1,
+        )
+
+    def tasks(
+        self,
+        split: str,
+        data: ClassDataset | None,
+        *,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        training: bool,
+    ) -> Tasks:
+        return datasets.Grammars(
+            self.test if split == "meta_test" else split,
+            seed,
+            n_support=n_shot,
+            n_query=n_query,
+            longest=self.longest,
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": f"grammars, {self.test}"}

@@ -1,0 +1,71 @@
+"""SCAN by study examples, as MLC learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tegu import datasets
+from tegu.datasets import ClassDataset
+from tegu.datasets.scan import ACTION_WORDS, COMMAND_WORDS
+from tegu.datasets.scan_study import TASKS
+from tegu.datasets.tokens import WORDS
+from tegu.errors import unknown
+from tegu.sampling import Tasks
+from tegu.sources.source import Inputs, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanStudy(Source):
+    """Pairs of a train file whose words trade places from episode to episode.
+
+    Args:
+        task: "add-jump", "around-right" or "length".
+        shown: actions in a study example, at most.
+    """
+
+    name: ClassVar[str] = "scan-study"
+    targets: ClassVar[str] = "sequences"
+    network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
+    start: ClassVar[Mapping[str, Any]] = {
+        "train.n_shot": 10,
+        "train.n_query": 8,
+        "train.meta_batch": 16,
+    }
+    cells: ClassVar[tuple[Mapping[str, Any], ...]] = ({"n_shot": 10, "n_query": 8},)
+
+    task: str = "add-jump"
+    shown: int = 12
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task not in TASKS:
+            raise unknown("data.task", self.task, TASKS)
+
+    def inputs(self) -> Inputs:
+        return Inputs(
+            "tokens",
+            (9,),
+            outputs=WORDS + len(ACTION_WORDS),
+            tokens=WORDS + len(COMMAND_WORDS),
+            longest=49,
+        )
+
+    def tasks(
+        self,
+        split: str,
+        data: ClassDataset | None,
+        *,
+        n_way: int,
+        n_shot: int,
+        n_query: int,
+        seed: int,
+        training: bool,
+    ) -> Tasks:
+        return datasets.ScanStudy(
+            self.task, split, seed, n_support=n_shot, n_query=n_query, shown=self.shown
+        )
+
+    def protocol(self) -> dict[str, Any]:
+        return {"data": f"scan {self.task}, by study examples"}

@@ -1,0 +1,160 @@
+"""MLC's loss against a plain one, its gradient against differences, its dropout by its rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+
+from tegu import keys, recipes
+from tegu.datasets import Grammars
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode, select
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.learners import Mlc
+from tegu.learners.mlc import _dropout
+from tegu.losses import exact_match
+from tegu.models import StudyTransformer
+
+KEY = keys.key(3)
+Slopes = Callable[..., tuple[Tensor, Tensor]]
+
+
+def made(**settings: object) -> Mlc:
+    model = StudyTransformer(12, 9, width=8, heads=2, feedforward=12, decoder=2, longest=7).double()
+    return Mlc(model=model, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def episodes() -> Episode:
+    return Grammars(n_support=5, n_query=3, longest=6).episodes(torch.arange(2))
+
+
+def plain(learner: Mlc, episode: Episode, asked: list[tuple[Tensor, Tensor]]) -> float:
+    """Mean over all tokens of -log p, one query and one token after another."""
+    model, total, count = learner.model, 0.0, 0
+    for x, y in asked:
+        study = model.study(*episode.support)
+        for at in range(int((y > 0).sum())):
+            prefix = y[: at + 1].clone()
+            prefix[at] = 1  # what stands here must not matter
+            scores = model.answer(study, x[None], prefix[None])[0, at]
+            total -= float(F.log_softmax(scores, 0)[y[at]].detach())
+            count += 1
+    return total / count
+
+
+def test_loss_is_that_of_queries_and_study_examples(episodes: Episode) -> None:
+    learner, episode = made(dropout=0.0), select(episodes, 0)
+    support, query = episode
+    pairs = [*zip(support.x, support.y, strict=True), *zip(query.x, query.y, strict=True)]
+    found = learner.outer_loss(learner.init(), episode, KEY)
+    assert float(found) == pytest.approx(plain(learner, episode, pairs), rel=1e-10)
+
+
+def test_loss_without_recall_is_that_of_queries(episodes: Episode) -> None:
+    learner, episode = made(dropout=0.0, recall=0), select(episodes, 1)
+    pairs = list(zip(episode.query.x, episode.query.y, strict=True))
+    found = learner.outer_loss(learner.init(), episode, KEY)
+    assert float(found) == pytest.approx(plain(learner, episode, pairs), rel=1e-10)
+
+
+def test_some_examples_are_recalled_and_each_key_draws_its_own(episodes: Episode) -> None:
+    learner, episode = made(dropout=0.0, recall=1), select(episodes, 0)
+    support, query = episode
+    asked = list(zip(query.x, query.y, strict=True))
+    possible = [
+        plain(learner, episode, [*asked, pair]) for pair in zip(support.x, support.y, strict=True)
+    ]
+    drawn = set()
+    for seed in range(30):
+        found = float(learner.outer_loss(learner.init(), episode, keys.key(seed)))
+        (place,) = (i for i, value in enumerate(possible) if found == pytest.approx(value))
+        drawn.add(place)
+    assert drawn == set(range(5))
+
+
+def test_padding_is_recalled_by_nobody(episodes: Episode) -> None:
+    learner, episode = made(dropout=0.0, recall=2), select(episodes, 0)
+    support = episode.support._replace(mask=torch.tensor([True, True, False, False, False]))
+    part = type(support)(*(field[:2] for field in support))
+    found = learner.outer_loss(learner.init(), Episode(support, episode.query), KEY)
+    dense = learner.outer_loss(learner.init(), Episode(part, episode.query), KEY)
+    torch.testing.assert_close(found, dense)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_is_the_slope(episodes: Episode, slopes: Slopes, dropout: float) -> None:
+    """Along random directions; dropout masks are the same at both ends."""
+    learner, episode = made(dropout=dropout), select(episodes, 0)
+
+    def loss(params: Params) -> Tensor:
+        return learner.outer_loss(params, episode, KEY)
+
+    params = learner.init()
+    found, expected = slopes(loss, params, grad(loss)(params))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    drop = _dropout(0.1, keys.fold(KEY, torch.arange(50)))
+    once, again = drop(torch.ones(50, 4, 101)), drop(torch.ones(50, 4, 101))
+    assert float((once == 0).double().mean()) == pytest.approx(26 / 256, abs=0.01)
+    assert float(once.mean()) == pytest.approx(1.0, abs=0.01)
+    assert float(((once == 0) & (again == 0)).double().mean()) == pytest.approx(0.0103, abs=0.003)
+
+
+def test_dropout_of_a_row_is_a_function_of_its_key() -> None:
+    rows = keys.fold(KEY, torch.arange(4))
+    many = _dropout(0.5, rows)(torch.ones(4, 3, 5))
+    alone = _dropout(0.5, rows[2:3])(torch.ones(1, 3, 5))
+    assert torch.equal(many[2:3], alone)
+    batched = vmap(lambda row: _dropout(0.5, row[None])(torch.ones(1, 3, 5)))(rows)
+    assert torch.equal(batched[:, 0], many)
+
+
+def test_it_learns_an_episode(episodes: Episode) -> None:
+    """A hundred updates on two episodes answer their queries."""
+    model = StudyTransformer(12, 9, width=16, heads=2, feedforward=32, longest=7)
+    learner = Mlc(model=model, dropout=0.0)
+    engine, at = Vectorised(learner), keys.fold(KEY, torch.arange(2))
+    params = learner.init()
+    outer = engine.outer_state(params)
+    for _ in range(100):
+        params, outer, _ = engine.update(params, outer, episodes, at, outer_lr=0.01)
+    outputs = engine.predict(params, engine.adapt(params, episodes.support, at), episodes.query)
+    assert float(vmap(exact_match)(outputs, episodes.query).mean()) == 1.0
+
+
+def test_the_recipe_asks_about_the_people_s_grammar() -> None:
+    for test, split in (("gold", "gold"), ("human", "human"), ("meta_test", "meta_test")):
+        job = Job(recipes.load("mlc-grammars", {"data.test": test}))
+        job.check()
+        for asked, expected in (("meta_test", split), ("meta_val", "meta_val")):
+            tasks = job.tasks(asked, n_shot=14, n_query=10, seed=0)
+            assert tasks.split == expected
+        assert job.training_tasks().split == "meta_train"
+
+
+@pytest.mark.parametrize("data", ["scan", "scan-study", "grammars", "mutual-exclusivity"])
+def test_settings_to_start_from(data: str) -> None:
+    one = Job(recipes.starting("mlc", data))
+    one.check()
+    assert isinstance(one.learner.model, StudyTransformer)
+
+
+def test_errors() -> None:
+    with pytest.raises(InputError, match="Linear without a method `study`"):
+        Mlc(model=torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"data\.test"):
+        recipes.load("mlc-grammars", {"data.test": "train"})
+    with pytest.raises(InputError, match="dropout is 1"):
+        made(dropout=1.0)
+    with pytest.raises(InputError, match="recall is -2"):
+        made(recall=-2)
