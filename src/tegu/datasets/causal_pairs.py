@@ -88,6 +88,9 @@ class CategoryPairs(_Pairs):
 
     Args:
         n_categories: N.
+        logits: distributions are the softmax of normal logits of this standard deviation;
+            0: Dirichlet(1), the paper's choice for tables. The published code draws them as
+            networks with random weights where its models are networks.
 
     The other arguments are those of every world here: split, n_shot, n_query, seed, world,
     swapped.
@@ -101,30 +104,38 @@ class CategoryPairs(_Pairs):
     """
 
     n_categories: int = 10
+    logits: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.logits < math.inf:
+            raise InputError(f"logits is {self.logits}", "0 or more", "Try 1, or 0.")
         if self.n_categories < 2:
             raise InputError(
                 f"n_categories is {self.n_categories}", "2 or more", "Raise n_categories."
             )
 
+    def _distributions(self, at: Tensor) -> Tensor:
+        if not self.logits:
+            return dirichlet(at, self.n_categories)
+        return (self.logits * keys.normal(at, self.n_categories)).softmax(-1)
+
     @cached_property
     def mechanism(self) -> Tensor:
         """p(effect | cause): (N, N), a row for each cause, float64."""
         rows = torch.arange(self.n_categories)
-        return dirichlet(keys.fold(keys.fold(self._world_key(), 11), rows), self.n_categories)
+        return self._distributions(keys.fold(keys.fold(self._world_key(), 11), rows))
 
     @cached_property
     def training(self) -> Tensor:
         """The training distribution of the observed columns: (N, N), float64."""
-        cause = dirichlet(keys.fold(self._world_key(), 12), self.n_categories)
+        cause = self._distributions(keys.fold(self._world_key(), 12))
         joint = cause[:, None] * self.mechanism
         return joint.T if self.swapped else joint
 
     def causes(self, index: Tensor) -> Tensor:
         """The cause's distribution in episodes `index`: (T, N), float64."""
-        return dirichlet(keys.fold(self._episode_keys(index), 1), self.n_categories)
+        return self._distributions(keys.fold(self._episode_keys(index), 1))
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64: categories as floating numbers."""
