@@ -53,6 +53,12 @@ def test_neural_processes() -> None:
     assert tried >= 6
 
 
+def test_in_context() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/in-context.md"), module_relative=False)
+    assert not failed
+    assert tried >= 14
+
+
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     failed, tried = doctest.testfile(str(ROOT / "docs/tables.md"), module_relative=False)

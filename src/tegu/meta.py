@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings
@@ -21,7 +22,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import gaussian, measure_of, moments, regresses
+from tegu.losses import gaussian, measure_of, moments, regresses, token_cross_entropy
 from tegu.sampling import Tasks
 
 
@@ -43,7 +44,9 @@ class MetaLearned:
         Args:
             x: S inputs: a tensor, array or nested list, shape (S, ...).
             y: S labels of any hashable kind, or floating targets (S, D) where the
-                learner's loss is one on numbers, a squared error, say.
+                learner's loss is one on numbers, a squared error, say. Where it is one on
+                sequences, both are rows of tokens, of unequal length if need be:
+                `tegu.datasets.tokens.Vocabulary` makes them from words.
             seed: of the order in which examples are visited.
 
         Raises:
@@ -51,6 +54,8 @@ class MetaLearned:
                 infinite, the shape does not fit the model, or there are more
                 classes than the model has outputs.
         """
+        if self.learner.loss is token_cross_entropy:
+            return self._adapt_to_sequences(x, y, seed)
         inputs = _inputs(x, "x")
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)
@@ -104,6 +109,28 @@ class MetaLearned:
             state = learner.adapt(self.params, support, key)
         return Adapted(learner, self.params, state, labels, 0 if labels else targets.shape[-1])
 
+    def _adapt_to_sequences(self, x: Any, y: Any, seed: int) -> Adapted:
+        (kinds, longest), model = _limits(self.learner), self.learner.model
+        device = next(iter(self.params.values())).device
+        commands = tokens.rows(x, "x", kinds=kinds, longest=longest)
+        kinds, steps = getattr(model, "n_outputs", 0), getattr(model, "steps", 1)
+        answers = tokens.rows(y, "y", kinds=kinds, longest=steps - 1, end=True)
+        if len(commands) != len(answers):
+            raise InputError(
+                f"{len(commands)} inputs and {len(answers)} answers",
+                "one answer for each input",
+                "Check that x and y come from the same examples.",
+            )
+        support = Examples(
+            commands.to(device),
+            answers.to(device),
+            torch.ones(len(commands), dtype=torch.bool, device=device),
+        )
+        key = keys.key(seed, "adapt", device=device)
+        with torch.no_grad():
+            state = self.learner.adapt(self.params, support, key)
+        return Adapted(self.learner, self.params, state, ())
+
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         inputs = _inputs(x, "x").to(next(iter(self.params.values())))
@@ -141,8 +168,13 @@ class Adapted:
     n_targets: int = 0  # D, where targets are numbers
 
     def outputs(self, x: Any) -> Tensor:
-        """Scores (Q, classes), or for regression what the learner's loss takes."""
-        inputs = _inputs(x, "x").to(next(iter(self.params.values())))
+        """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
+        some = next(iter(self.params.values()))
+        if self.learner.loss is token_cross_entropy:
+            kinds, longest = _limits(self.learner)
+            inputs = tokens.rows(x, "x", kinds=kinds, longest=longest).to(some.device)
+        else:
+            inputs = _inputs(x, "x").to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with torch.no_grad():
             try:
@@ -152,8 +184,10 @@ class Adapted:
         return out[:, : len(self.labels)] if self.labels else out
 
     def predict(self, x: Any) -> Any:
-        """Labels of queries as a list, or predictions (Q, D) for regression."""
+        """Labels of queries as a list, predictions (Q, D) of numbers, or rows of tokens."""
         out = self.outputs(x)
+        if self.learner.loss is token_cross_entropy:
+            return [tokens.spoken(row) for row in out.argmax(-1).tolist()]
         if self.labels:
             return [self.labels[i] for i in out.argmax(-1).tolist()]
         return moments(out, self.n_targets)[0] if self.learner.loss is gaussian else out
@@ -256,6 +290,11 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
             "Build the learner and its model with the settings they were trained with.",
         )
     return params
+
+
+def _limits(learner: Learner) -> tuple[int, int]:
+    """Kinds of tokens in a command, and words in the longest, where the model tells; else 0."""
+    return getattr(learner.model, "n_inputs", 0), getattr(learner.model, "reach", 0)
 
 
 def _describe(tasks: Tasks) -> dict[str, Any]:

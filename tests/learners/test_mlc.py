@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from tegu import keys
+from tegu import keys, recipes
 from tegu.datasets import Grammars
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, select
 from tegu.errors import InputError
 from tegu.inner import Params
+from tegu.job import Job
 from tegu.learners import Mlc
 from tegu.learners.mlc import _dropout
 from tegu.losses import exact_match
@@ -131,7 +132,28 @@ def test_it_learns_an_episode(episodes: Episode) -> None:
     assert float(vmap(exact_match)(outputs, episodes.query).mean()) == 1.0
 
 
+def test_the_recipe_asks_about_the_people_s_grammar() -> None:
+    for test, split in (("gold", "gold"), ("human", "human"), ("meta_test", "meta_test")):
+        job = Job(recipes.load("mlc-grammars", {"data.test": test}))
+        job.check()
+        for asked, expected in (("meta_test", split), ("meta_val", "meta_val")):
+            tasks = job.tasks(asked, n_shot=14, n_query=10, seed=0)
+            assert tasks.split == expected
+        assert job.training_tasks().split == "meta_train"
+
+
+@pytest.mark.parametrize("data", ["scan", "scan-study", "grammars", "mutual-exclusivity"])
+def test_settings_to_start_from(data: str) -> None:
+    one = Job(recipes.starting("mlc", data))
+    one.check()
+    assert isinstance(one.learner.model, StudyTransformer)
+
+
 def test_errors() -> None:
+    with pytest.raises(InputError, match="Linear without a method `study`"):
+        Mlc(model=torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"data\.test"):
+        recipes.load("mlc-grammars", {"data.test": "train"})
     with pytest.raises(InputError, match="dropout is 1"):
         made(dropout=1.0)
     with pytest.raises(InputError, match="recall is -2"):

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import tegu
 from tegu import keys
 from tegu.datasets import MutualExclusivity
-from tegu.datasets.tokens import PAD
+from tegu.datasets.tokens import PAD, spoken
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
@@ -202,6 +203,26 @@ def test_learners_by_gradient_adapt_the_plain_network(cls: type[Reptile] | type[
             }
         expected = functional_call(net, weights, (one.query.x,))
         torch.testing.assert_close(found[t], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_two_phases_on_a_callers_own_rows() -> None:
+    ours = learner()
+    learned = tegu.MetaLearned(ours, ours.init())
+    task = learned.adapt([[3], [4], [5]], [[6], [4, 4], [3]])
+    answers = task.predict([[3, 4], [5]])
+    x, y = torch.tensor([[3], [4], [5]]), torch.tensor([[6, 1, 0], [4, 4, 1], [3, 1, 0]])
+    state = ours.adapt(learned.params, Examples(x, y, torch.ones(3, dtype=torch.bool)), KEY)
+    queries = torch.tensor([[3, 4], [5, 0]])
+    out = ours.predict(learned.params, state, queries, torch.ones(2, dtype=torch.bool))
+    assert answers == [spoken(row) for row in out.argmax(-1).tolist()]
+    with pytest.raises(InputError, match="row 1 of x holds the token 9"):
+        task.predict([[3], [9]])
+    with pytest.raises(InputError, match=r"3 inputs and 1 answers"):
+        learned.adapt([[3], [4], [5]], [[6]])
+    with pytest.raises(InputError, match="x is empty"):
+        learned.adapt([], [])
+    with pytest.raises(InputError, match=r"row 0 of y has 7 words.*at most 6"):
+        learned.adapt([[3]], [[3] * 7])
 
 
 def test_other_networks_are_refused() -> None:

@@ -49,7 +49,10 @@ class Mlc(Learner):
 
     name: ClassVar[str] = "mlc"
     targets: ClassVar[tuple[str, ...]] = ("sequences",)
-    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
+    start: ClassVar[Mapping[str, Any]] = {
+        "train.outer_lr": 0.001,
+        "model.name": "study-transformer",
+    }
 
     loss: Loss = field(default=token_cross_entropy, repr=False)
     dropout: float = 0.1
@@ -57,6 +60,12 @@ class Mlc(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if missing := [n for n in ("study", "answer", "generate") if not hasattr(self.model, n)]:
+            raise InputError(
+                f"{type(self.model).__name__} without a method `{missing[0]}`",
+                "a network that reads study examples, as tegu.models.StudyTransformer",
+                "Write model.name=study-transformer, or give your network that method.",
+            )
         if not 0 <= self.dropout < 1:
             raise InputError(
                 f"dropout is {self.dropout}", "a share from 0, below 1", "Write 0.1, or 0."

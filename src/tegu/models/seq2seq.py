@@ -151,7 +151,7 @@ class Seq2Seq(nn.Module):
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}", "0 to below 1", "Try 0.5, or 0.")
         generator = torch.Generator().manual_seed(seed)
-        self.n_outputs, self.steps = n_outputs, steps
+        self.n_inputs, self.n_outputs, self.steps = n_inputs, n_outputs, steps
         self.width, self.layers, self.dropout, self.packed = width, layers, dropout, packed
         self.commands = Encoder(n_inputs, width, layers, dropout, generator, packed=packed)
         self.embedding = _embedding(n_outputs, width, generator)
