@@ -104,6 +104,9 @@ def test_a_continuous_world_has_the_moments_that_it_states() -> None:
     before = episode.query.x[..., 0]
     assert float(before.mean()) == pytest.approx(0, abs=0.02)
     assert float(before.std()) == pytest.approx(2, abs=0.02)
+    narrow = ContinuousPairs(n_shot=2000, n_query=2000, narrowed=0.5).episodes(MANY)
+    assert float(narrow.support.x[..., 0].std(-1).mean()) == pytest.approx(1, abs=0.01)
+    assert float(narrow.query.x[..., 0].std()) == pytest.approx(2, abs=0.02)
     other = ContinuousPairs(world=3)
     assert not torch.allclose(tasks.mechanism(a[0]), other.mechanism(a[0]))
 

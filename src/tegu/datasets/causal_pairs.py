@@ -193,6 +193,7 @@ class ContinuousPairs(_Pairs):
         anchors: points of the spline, evenly from -span to span.
         span: half the range of the anchors, and of the spline's values there.
         deviation: standard deviation of the cause.
+        narrowed: its standard deviation after an intervention, in units of `deviation`.
         shift: interventions draw the cause's mean from -shift to shift; it is 0 in training.
         noise: standard deviation of the effect's noise.
         angle: the pair is observed turned by it, in radians: (X, Y) = (A cos - B sin,
@@ -214,6 +215,7 @@ class ContinuousPairs(_Pairs):
     anchors: int = 10
     span: float = 8.0
     deviation: float = 2.0
+    narrowed: float = 1.0
     shift: float = 4.0
     noise: float = 1.0
     angle: float = 0.0
@@ -222,7 +224,7 @@ class ContinuousPairs(_Pairs):
         super().__post_init__()
         if self.anchors < 3:
             raise InputError(f"anchors is {self.anchors}", "3 or more", "Raise anchors.")
-        for name in ("span", "deviation", "shift", "noise"):
+        for name in ("span", "deviation", "narrowed", "shift", "noise"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}", "a number above 0", f"Raise {name}.")
@@ -240,14 +242,16 @@ class ContinuousPairs(_Pairs):
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64."""
         at, mean = self._episode_keys(index), self.means(index)
-        before = torch.zeros_like(mean) if self.split == "meta_train" else mean
+        after = (mean, self.narrowed * self.deviation)
+        before = (torch.zeros_like(mean), self.deviation)
+        query = before if self.split == "meta_train" else after
         return self._halves(
-            self._drawn(keys.fold(at, 2), mean, self.n_shot),
-            self._drawn(keys.fold(at, 3), before, self.n_query),
+            self._drawn(keys.fold(at, 2), *after, self.n_shot),
+            self._drawn(keys.fold(at, 3), *query, self.n_query),
         )
 
-    def _drawn(self, at: Tensor, mean: Tensor, n: int) -> Tensor:
-        a = mean + self.deviation * keys.normal(keys.fold(at, 1), n)
+    def _drawn(self, at: Tensor, mean: Tensor, deviation: float, n: int) -> Tensor:
+        a = mean + deviation * keys.normal(keys.fold(at, 1), n)
         b = self.mechanism(a) + self.noise * keys.normal(keys.fold(at, 2), n)
         return torch.stack([a, b], -1)
 
