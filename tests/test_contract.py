@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu import keys
-from tegu.datasets import Sinusoids
+from tegu.datasets import CausalGraphs, Sinusoids
 from tegu.datasets.causal_pairs import CategoryPairs
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.tokens import END, PAD, WORDS
@@ -26,6 +26,7 @@ from tegu.learners import LEARNERS, Learner
 from tegu.losses import squared_error, token_cross_entropy
 from tegu.models import (
     BatchNorm,
+    MaskedMlps,
     MemorySeq2Seq,
     NeuralProcess,
     Seq2Seq,
@@ -162,6 +163,18 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
         kind="pairs",
+    ),
+    "causal-graph": Row(
+        lambda model: LEARNERS["causal-graph"](model=model, graphs=3, fit_graphs=2, margin=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="samples",
+    ),
+    "causal-graph, fewer sets of parents than graphs": Row(
+        lambda model: LEARNERS["causal-graph"](model=model, graphs=9, margin=0.0),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="samples",
     ),
     "cavia": Row(
         lambda model: LEARNERS["cavia"](
@@ -636,11 +649,25 @@ def partly_frozen() -> nn.Module:
     return model
 
 
+def partly_frozen_mlps() -> nn.Module:
+    """Of each variable's network the last bias is frozen; and a parameter without a use."""
+    model = MaskedMlps(3, 3, hidden=5)
+    model.outer_bias.requires_grad_(False)
+    model.unused = nn.Parameter(torch.ones(2))
+    return model
+
+
 def of_pairs(toy_data: ClassDataset) -> Episode:
     """Four episodes of pairs of three categories, which are numbers as well."""
     tasks = CategoryPairs(n_shot=9, n_query=6, n_categories=3)
     halves = [half._replace(x=half.x.double()) for half in tasks.episodes(torch.arange(4))]
     return Episode(*halves)
+
+
+def of_graphs(toy: ClassDataset) -> Episode:
+    """Four interventions in a world of three variables."""
+    found = CausalGraphs(n_shot=9, n_query=6, family="chain").episodes(torch.arange(4))
+    return Episode(*(half._replace(x=half.x.double()) for half in found))
 
 
 class Studying(StudyTransformer):
@@ -758,6 +785,12 @@ KINDS = {
         },
         of_pairs,
         (partly_frozen, "b_given_a.weight"),
+        featured=False,
+    ),
+    "samples": Kind(
+        {"masked mlps": lambda: MaskedMlps(3, 3, hidden=5)},
+        of_graphs,
+        (partly_frozen_mlps, "outer_bias"),
         featured=False,
     ),
     "study": Kind(

@@ -59,6 +59,12 @@ def test_in_context() -> None:
     assert tried >= 14
 
 
+def test_causal_graphs() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/causal-graphs.md"), module_relative=False)
+    assert not failed
+    assert tried >= 8
+
+
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     failed, tried = doctest.testfile(str(ROOT / "docs/tables.md"), module_relative=False)

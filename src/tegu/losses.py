@@ -32,8 +32,8 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
 
 
 def surprise(outputs: Tensor, target: Examples) -> Tensor:
-    """Mean negative log-likelihood of models that give log-likelihoods: outputs (S, 1)."""
-    return _mean(-outputs.squeeze(-1), target.mask)
+    """Mean negative log-likelihood of a row, nats: outputs (S, k) log-likelihoods of its parts."""
+    return _mean(-outputs.flatten(1).sum(-1), target.mask)
 
 
 def density(outputs: Tensor, target: Examples) -> Tensor:
@@ -130,6 +130,7 @@ MEASURES = {
     "pairs": Measure(surprise, density, "log-likelihood"),  # of cause and effect
     "table classes": Measure(cross_entropy, accuracy, "accuracy"),
     "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
+    "samples": Measure(surprise, surprise, "surprise"),
 }
 SHARES = ("accuracy", "exact match")  # metrics from 0 to 1 that people read in per cent
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tegu.models import (
     Conv4,
+    MaskedMlps,
     MemorySeq2Seq,
     Mlp,
     NeuralProcess,
@@ -29,7 +30,8 @@ class Network:
 
     Class attributes:
         name: what a recipe calls it.
-        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables".
+        takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables",
+            "categories".
         reads_sets: whether it reads a support set too, for learners that ask for it by
             name and for no others.
     """
@@ -70,6 +72,23 @@ class Conv4Network(Network):
         channels, size, _ = inputs.shape
         width = self.widths or self.width
         return Conv4(outputs, channels=channels, size=size, width=width, pool=self.pool, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedMlpsNetwork(Network):
+    """A small network for each variable, blind to what a graph leaves out.
+
+    Args:
+        hidden: width of the hidden layer; 0 for four times the variables or categories.
+    """
+
+    name: ClassVar[str] = "masked-mlps"
+    takes: ClassVar[tuple[str, ...]] = ("categories",)
+
+    hidden: int = 0
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return MaskedMlps(inputs.shape[0], inputs.tokens, hidden=self.hidden, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +322,7 @@ NETWORKS: dict[str, type[Network]] = {
     cls.name: cls
     for cls in (
         Conv4Network,
+        MaskedMlpsNetwork,
         MemorySeq2SeqNetwork,
         MlpNetwork,
         ProcessNetwork,

@@ -33,6 +33,7 @@ from tegu.losses import SHARES
 
 PROTOCOL = (
     "data",
+    "graph",
     "split",
     "within",
     "n_way",
@@ -74,8 +75,9 @@ def cell(
         result: value, interval, episodes, split and normalisation.
         published: the figure to compare with, in the result's own unit.
         source: where that figure is printed.
-        protocol: data, n_way, n_shot, n_query; within, "group" where all classes of
-            a task are of one; transductive, where queries are answered together;
+        protocol: data, n_way, n_shot, n_query; graph, family and size of a causal one;
+            within, "group" where all classes of a task are of one; transductive, where
+            queries are answered together;
             learner, where a figure is not that of the document's own. None leaves a
             key out.
 

@@ -1,6 +1,7 @@
 """Where examples come from: one file a source."""
 
 from tegu.datasets import augment as augment
+from tegu.datasets.causal_graphs import CausalGraphs as CausalGraphs
 from tegu.datasets.causal_pairs import CategoryPairs as CategoryPairs
 from tegu.datasets.causal_pairs import ContinuousPairs as ContinuousPairs
 from tegu.datasets.cifar import load_cifar_fs as load_cifar_fs

@@ -4,6 +4,7 @@ from tegu.learners.anil import Anil
 from tegu.learners.anp import Anp
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
+from tegu.learners.causal_graph import CausalGraph
 from tegu.learners.causal_transfer import CausalTransfer
 from tegu.learners.cavia import Cavia
 from tegu.learners.cnp import Cnp
@@ -52,6 +53,7 @@ LEARNERS: dict[str, type[Learner]] = {
         BaselinePlusPlus,
         Boil,
         CausalTransfer,
+        CausalGraph,
         Cavia,
         Cnp,
         DSN,
@@ -98,6 +100,7 @@ __all__ = [
     "Baseline",
     "BaselinePlusPlus",
     "Boil",
+    "CausalGraph",
     "CausalTransfer",
     "Cavia",
     "Cnp",

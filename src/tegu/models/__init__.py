@@ -4,6 +4,7 @@ from tegu.models.categories import category_pair, tables_of
 from tegu.models.conv4 import Conv4
 from tegu.models.convolution import Conv
 from tegu.models.experts import ExpertPair
+from tegu.models.masked_mlps import MaskedMlps
 from tegu.models.mixtures import mixture_pair
 from tegu.models.mlc import StudyTransformer
 from tegu.models.mlp import Mlp
@@ -13,8 +14,11 @@ from tegu.models.pair import Pair
 from tegu.models.resnet12 import ResNet12
 from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 from tegu.models.tables import TableTransformer
-from tegu.models.tnp import TransformerProcess
 from tegu.models.wrn import WideResNet
+
+__all__ = ["BatchNorm", "Conv", "Conv4", "MaskedMlps", "Mlp", "ResNet12", "WideResNet"]
+__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "StudyTransformer", "WideResNet"]
+from tegu.models.tnp import TransformerProcess
 
 __all__ = [
     "BatchNorm",

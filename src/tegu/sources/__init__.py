@@ -1,5 +1,6 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
+from tegu.sources.causal_graphs import CausalGraphs
 from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
@@ -11,6 +12,7 @@ from tegu.sources.tables import Tables
 
 __all__ = [
     "SOURCES",
+    "CausalGraphs",
     "CifarFs",
     "Fc100",
     "GaussianProcesses",
@@ -29,6 +31,7 @@ __all__ = [
 SOURCES: dict[str, type[Source]] = {
     cls.name: cls
     for cls in (
+        CausalGraphs,
         CifarFs,
         Fc100,
         GaussianProcesses,

@@ -19,11 +19,12 @@ class Inputs:
     """What a network is given, and what it answers with where the data decide that.
 
     Args:
-        kind: "images", "vectors", "tokens" or "tables".
-        shape: of one example: (C, H, W), (D,), or (L,) of a sequence of tokens.
+        kind: "images", "vectors", "tokens", "tables" or "categories".
+        shape: of one example: (C, H, W), (D,), (L,) of a sequence of tokens, or (k,) of
+            categorical variables.
         outputs: numbers, or kinds of tokens, in an answer; 0 where that is up to the
             classes of a task.
-        tokens: kinds of tokens in an input, of tokens only.
+        tokens: kinds of tokens in an input, or of categories; of these only.
         longest: tokens in the longest answer, of tokens only.
     """
 

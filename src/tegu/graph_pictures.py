@@ -1,0 +1,57 @@
+"""Pictures of learnt causal graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu.report import COLOURS, FAINT, INK, picture
+
+
+def recovery(
+    distances: Mapping[str, Tensor], truth: Tensor, belief: Tensor, path: Path, *, meta_batch: int
+) -> None:
+    """Distance to the true graph against episodes, and one world's graph beside the belief.
+
+    Args:
+        distances: by label, (M, W) structural Hamming distances after each meta-iteration.
+        truth: (k, k), 0 or 1.
+        belief: (k, k) probabilities.
+        path: of the picture.
+        meta_batch: episodes of a meta-iteration.
+    """
+    with picture(path, "Causal graphs from interventions on unknown variables", (10, 4)) as figure:
+        curve, left, right = figure.subplots(1, 3, width_ratios=(2, 1, 1))
+        for (label, values), colour in zip(distances.items(), COLOURS, strict=False):
+            seen = torch.arange(1, len(values) + 1) * meta_batch
+            low, middle, high = values.double().quantile(
+                torch.tensor([0.25, 0.5, 0.75]).double(), 1
+            )
+            curve.fill_between(seen, low, high, color=colour, alpha=0.15, linewidth=0)
+            curve.plot(seen, middle, color=colour, label=label)
+        curve.set_xlabel("interventions seen")
+        curve.set_ylabel("structural Hamming distance: median, quartiles")
+        curve.set_ylim(bottom=0)
+        curve.legend(frameon=False)
+        for axes, values, title in ((left, truth, "true graph"), (right, belief, "belief")):
+            _matrix(axes, values, title)
+
+
+def _matrix(axes: Any, values: Tensor, title: str) -> None:
+    axes.imshow(values.double().numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("cause")
+    axes.set_ylabel("effect")
+    axes.set_xticks(range(len(values)))
+    axes.set_yticks(range(len(values)))
+    axes.grid(False)
+    axes.spines[:].set(visible=True, color=FAINT)
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            if i != j:
+                colour = "white" if value > 0.6 else INK
+                axes.text(j, i, f"{value:.2g}", ha="center", va="center", color=colour, fontsize=8)
