@@ -38,8 +38,8 @@ KINDS = ("auto", "numbers", "categories")
 FEWEST = 30  # rows of a table
 FEWEST_IN = 10  # rows of an environment
 MOST_CATEGORIES = 12  # that `auto` takes whole numbers for categories
-ROWS = 1000  # of a bootstrap sample, at most
-SHOT = 128  # rows of an episode
+ROWS = 600  # of a bootstrap sample, at most
+SHOT = 100  # rows of an episode
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def find_direction(
     kind: str = "auto",
     seed: int = 0,
     repetitions: int = 12,
-    updates: int = 100,
+    updates: int = 60,
     progress: Callable[[int], None] | None = None,
 ) -> Verdict:
     """The belief in first -> second of a table's two columns.
@@ -198,7 +198,7 @@ def find_direction(
     # One model for all: as many components as the smallest training set bears.
     fewest = min(len(part) for part in sets)
     n = int(rows.max()) + 1
-    learner = _learner(kind, n if kind == "categories" else min(20, max(2, fewest // 20)))
+    learner = _learner(kind, n if kind == "categories" else min(12, max(2, fewest // 20)))
     start = _fitted(learner, kind, beliefs, root, n)
     _, _, path = train_worlds(
         learner,
@@ -206,7 +206,7 @@ def find_direction(
         beliefs,
         meta_iterations=updates,
         meta_batch=2,
-        outer_lr=0.05,
+        outer_lr=0.08,
         done=1.0,
         seed=seed,
         watch=lambda params: params[GAMMA].sigmoid(),
@@ -220,14 +220,14 @@ def find_direction(
 def _learner(kind: str, size: int) -> CausalTransfer:
     if kind == "categories":
         return CausalTransfer(
-            model=category_pair(size), inner_steps=10, inner_batch=10, inner_lr=0.3
+            model=category_pair(size), inner_steps=5, inner_batch=20, inner_lr=0.5
         )
     return CausalTransfer(
         model=ExpertPair(size),
         evidence="mean",
         inner_optimiser="adam",
-        inner_lr=0.01,
-        inner_steps=5,
+        inner_lr=0.02,
+        inner_steps=3,
         inner_batch=0,
         em=1,
     )

@@ -163,7 +163,7 @@ def _causal(one: argparse.ArgumentParser) -> None:
         ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
         ("--seed", int, 0, "seed of everything random"),
         ("--repetitions", int, 12, "beliefs, each from a bootstrap sample of its own"),
-        ("--updates", int, 100, "updates of each belief, by two episodes each"),
+        ("--updates", int, 60, "updates of each belief, by two episodes each"),
     ):
         text = f"{text} (default: {default})"
         one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)

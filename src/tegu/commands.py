@@ -270,6 +270,7 @@ def causal(arguments: argparse.Namespace) -> Outcome:
     if output.suffix.lower() != ".png":
         raise InputError(f"a picture named {output}", "a name that ends in .png", "Rename it.")
     _check_output(output)
+    torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
     table = read_columns(file, environment=arguments.environment)
     with bar(f"causal {file.name}", arguments.updates, unit="updates") as tell:
         found = find_direction(

@@ -69,6 +69,15 @@ def test_interventions_change_the_cause_and_leave_the_mechanism() -> None:
         torch.testing.assert_close(shares, tasks.mechanism[cause], rtol=0, atol=0.01)
 
 
+def test_softmax_worlds() -> None:
+    """Logarithms of shares, less their mean, are normal logits less theirs."""
+    tasks = CategoryPairs(n_categories=50, logits=0.7)
+    logs = tasks.mechanism.log()
+    off = logs - logs.mean(-1, keepdim=True)
+    assert float(off.std()) == pytest.approx(0.7 * (49 / 50) ** 0.5, rel=0.03)
+    torch.testing.assert_close(tasks.causes(MANY).sum(-1), torch.ones(200).double())
+
+
 def test_queries_of_training_are_those_that_models_are_fitted_to() -> None:
     tasks = CategoryPairs(n_query=2000, n_categories=3)
     pairs = tasks.episodes(MANY).query.x.long().flatten(0, 1)
@@ -95,6 +104,9 @@ def test_a_continuous_world_has_the_moments_that_it_states() -> None:
     before = episode.query.x[..., 0]
     assert float(before.mean()) == pytest.approx(0, abs=0.02)
     assert float(before.std()) == pytest.approx(2, abs=0.02)
+    narrow = ContinuousPairs(n_shot=2000, n_query=2000, narrowed=0.5).episodes(MANY)
+    assert float(narrow.support.x[..., 0].std(-1).mean()) == pytest.approx(1, abs=0.01)
+    assert float(narrow.query.x[..., 0].std()) == pytest.approx(2, abs=0.02)
     other = ContinuousPairs(world=3)
     assert not torch.allclose(tasks.mechanism(a[0]), other.mechanism(a[0]))
 
@@ -131,6 +143,7 @@ def test_an_episode_is_a_function_of_its_number() -> None:
         (CategoryPairs, {"n_shot": 0}, "n_shot is 0; expected 1 or more. Raise n_shot."),
         (ContinuousPairs, {"n_query": 0}, "n_query is 0; expected 1 or more. Raise n_query."),
         (CategoryPairs, {"n_categories": 1}, "n_categories is 1; expected 2 or more."),
+        (CategoryPairs, {"logits": -1.0}, "logits is -1.0; expected 0 or more. Try 1, or 0."),
         (ContinuousPairs, {"anchors": 2}, "anchors is 2; expected 3 or more. Raise anchors."),
         (ContinuousPairs, {"noise": 0.0}, "noise is 0.0; expected a number above 0. Raise noise."),
         (ContinuousPairs, {"shift": math.inf}, "shift is inf; expected a number above 0."),

@@ -88,6 +88,9 @@ class CategoryPairs(_Pairs):
 
     Args:
         n_categories: N.
+        logits: distributions are the softmax of normal logits of this standard deviation;
+            0: Dirichlet(1), the paper's choice for tables. The published code draws them as
+            networks with random weights where its models are networks.
 
     The other arguments are those of every world here: split, n_shot, n_query, seed, world,
     swapped.
@@ -101,30 +104,38 @@ class CategoryPairs(_Pairs):
     """
 
     n_categories: int = 10
+    logits: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.logits < math.inf:
+            raise InputError(f"logits is {self.logits}", "0 or more", "Try 1, or 0.")
         if self.n_categories < 2:
             raise InputError(
                 f"n_categories is {self.n_categories}", "2 or more", "Raise n_categories."
             )
 
+    def _distributions(self, at: Tensor) -> Tensor:
+        if not self.logits:
+            return dirichlet(at, self.n_categories)
+        return (self.logits * keys.normal(at, self.n_categories)).softmax(-1)
+
     @cached_property
     def mechanism(self) -> Tensor:
         """p(effect | cause): (N, N), a row for each cause, float64."""
         rows = torch.arange(self.n_categories)
-        return dirichlet(keys.fold(keys.fold(self._world_key(), 11), rows), self.n_categories)
+        return self._distributions(keys.fold(keys.fold(self._world_key(), 11), rows))
 
     @cached_property
     def training(self) -> Tensor:
         """The training distribution of the observed columns: (N, N), float64."""
-        cause = dirichlet(keys.fold(self._world_key(), 12), self.n_categories)
+        cause = self._distributions(keys.fold(self._world_key(), 12))
         joint = cause[:, None] * self.mechanism
         return joint.T if self.swapped else joint
 
     def causes(self, index: Tensor) -> Tensor:
         """The cause's distribution in episodes `index`: (T, N), float64."""
-        return dirichlet(keys.fold(self._episode_keys(index), 1), self.n_categories)
+        return self._distributions(keys.fold(self._episode_keys(index), 1))
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64: categories as floating numbers."""
@@ -182,6 +193,7 @@ class ContinuousPairs(_Pairs):
         anchors: points of the spline, evenly from -span to span.
         span: half the range of the anchors, and of the spline's values there.
         deviation: standard deviation of the cause.
+        narrowed: its standard deviation after an intervention, in units of `deviation`.
         shift: interventions draw the cause's mean from -shift to shift; it is 0 in training.
         noise: standard deviation of the effect's noise.
         angle: the pair is observed turned by it, in radians: (X, Y) = (A cos - B sin,
@@ -203,6 +215,7 @@ class ContinuousPairs(_Pairs):
     anchors: int = 10
     span: float = 8.0
     deviation: float = 2.0
+    narrowed: float = 1.0
     shift: float = 4.0
     noise: float = 1.0
     angle: float = 0.0
@@ -211,7 +224,7 @@ class ContinuousPairs(_Pairs):
         super().__post_init__()
         if self.anchors < 3:
             raise InputError(f"anchors is {self.anchors}", "3 or more", "Raise anchors.")
-        for name in ("span", "deviation", "shift", "noise"):
+        for name in ("span", "deviation", "narrowed", "shift", "noise"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InputError(f"{name} is {value}", "a number above 0", f"Raise {name}.")
@@ -229,14 +242,16 @@ class ContinuousPairs(_Pairs):
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64."""
         at, mean = self._episode_keys(index), self.means(index)
-        before = torch.zeros_like(mean) if self.split == "meta_train" else mean
+        after = (mean, self.narrowed * self.deviation)
+        before = (torch.zeros_like(mean), self.deviation)
+        query = before if self.split == "meta_train" else after
         return self._halves(
-            self._drawn(keys.fold(at, 2), mean, self.n_shot),
-            self._drawn(keys.fold(at, 3), before, self.n_query),
+            self._drawn(keys.fold(at, 2), *after, self.n_shot),
+            self._drawn(keys.fold(at, 3), *query, self.n_query),
         )
 
-    def _drawn(self, at: Tensor, mean: Tensor, n: int) -> Tensor:
-        a = mean + self.deviation * keys.normal(keys.fold(at, 1), n)
+    def _drawn(self, at: Tensor, mean: Tensor, deviation: float, n: int) -> Tensor:
+        a = mean + deviation * keys.normal(keys.fold(at, 1), n)
         b = self.mechanism(a) + self.noise * keys.normal(keys.fold(at, 2), n)
         return torch.stack([a, b], -1)
 
