@@ -162,7 +162,7 @@ CASES = {
     "command": Case(
         "trian reptile-glyphs",
         "unknown command 'trian'",
-        "one of evaluate, info, leaderboard, quickstart, recipes, reproduce, train",
+        "one of causal, compare, evaluate, info, leaderboard, quickstart, recipes, reproduce",
         "Did you mean 'train'?",
     ),
     "option": Case(
@@ -245,7 +245,7 @@ CASES = {
         "train --learner joint --data glyphs",
         "joint on glyphs",
         "numbers, which it learns",
-        "Take joint on sinusoids",
+        "Take joint on gp or sinusoids",
     ),
     "model and data": Case(
         "train --data sinusoids --model conv4",
