@@ -7,10 +7,10 @@ omniglot: the recipes of the LSTM, SNAIL and the transformer, each trained in a 
 under RUNS (an unfinished run is gone on with, a finished one taken as it is), all scored on the
 same 5-way 1-shot tasks. `--only NAME` trains that one and writes no result.
 
-sinusoids: the transformer, the LSTM and SNAIL against MAML of ten steps, each with the same seconds
-of training in one thread. Seconds are processor time, which other work on the machine does not
-stretch: the cost of an iteration of each is measured first, in turn and compiled, and each is given
-as many as fit. What each training then took is in its figure's `training_seconds`.
+sinusoids: the transformer, the LSTM and SNAIL against MAML with ten steps, each with the same
+seconds of training in one thread. Seconds are processor time, which other work on the machine does
+not stretch: the cost of an iteration of each is measured first, in turn and compiled, and each is
+given as many as fit. What a training then took is in its figure's cost.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from tegu import keys, recipes, report
+from tegu.compare import cost
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -44,7 +45,13 @@ RIVALS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "snail",
         "in-context-sinusoids",
-        {"learner.name": "snail", "learner.length": 16, "learner.filters": 32},
+        {
+            "learner.name": "snail",
+            "learner.length": 16,
+            "learner.filters": 32,
+            "learner.key_width": [32, 64, 64],
+            "learner.value_width": [16, 32, 32],
+        },
     ),
 )
 
@@ -96,12 +103,12 @@ def sinusoids(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     jobs = [(label, Job(recipes.load(recipe, changed))) for label, recipe, changed in RIVALS]
     engines = [Vectorised(job.learner, compile=True) for _, job in jobs]
-    costs = iteration_costs([job for _, job in jobs], engines)
+    prices = iteration_costs([job for _, job in jobs], engines)
     cells = []
-    for (label, job), engine, cost in zip(jobs, engines, costs, strict=True):
+    for (label, job), engine, price in zip(jobs, engines, prices, strict=True):
         train, cell = job.recipe.train, job.recipe.evaluate.cells[0]
         settings = Settings(
-            meta_iterations=max(1, round(arguments.seconds / cost)),
+            meta_iterations=max(1, round(arguments.seconds / price)),
             meta_batch=train.meta_batch,
             outer_lr=train.outer_lr,
             outer_lr_final=train.outer_lr_final,
@@ -121,12 +128,20 @@ def sinusoids(arguments: argparse.Namespace) -> None:
         )
         print(
             f"{label} {result.value:.4f} ± {result.ci95:.4f} after {last.iteration:,} iterations "
-            f"of {1e3 * cost:.2f} ms, {took:.0f} s",
+            f"of {1e3 * price:.2f} ms, {took:.0f} s",
             flush=True,
         )
+        episode = job.training_tasks().episodes(torch.arange(1))
+        adapt_ms, _, state_bytes = cost(Vectorised(job.learner), params, episode)
+        spent = {
+            "training_seconds": round(took, 1),
+            "meta_iterations": last.iteration,
+            "adapt_ms": adapt_ms,
+            "peak_bytes": None,
+            "state_bytes": state_bytes,
+        }
         protocol = {"n_shot": cell.n_shot, "n_query": cell.n_query, "learner": label}
-        costly = {"training_seconds": round(took, 1), "meta_iterations": last.iteration}
-        cells.append(report.cell(result, data="sinusoids", **protocol) | costly)
+        cells.append({**report.cell(result, data="sinusoids", **protocol), "cost": spent})
     command = f"sinusoids --seconds {arguments.seconds:g}"
     written("in-context-sinusoids", command, cells, arguments.seconds)
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tegu import report
 from tegu.datasets.scan import MutualExclusivity, Scan
 from tegu.engine.evaluate import Result, evaluate
@@ -68,12 +70,12 @@ EXPERIMENTS = {
     "mutual-exclusivity": Experiment("mutual-exclusivity", 1.0, 4_000, meta_batch=4),
     "add-jump": Experiment("add-jump", 0.9995, 6_000, **JUMP),
     "around-right": Experiment("around-right", 0.9996, 6_000, **AROUND),
-    "length": Experiment("length", 0.1664, 3_000, n_support=100, **LONG),
+    "length": Experiment("length", 0.1664, 4_000, meta_batch=1, n_support=100, **LONG),
     "add-jump-strict": Experiment("add-jump", None, 6_000, strict=True, **JUMP),
     "add-jump-augmented": Experiment("add-jump-augmented", 0.9871, 6_000, **JUMP),
-    "plain-add-jump": Experiment("add-jump", 0.0003, 4_000, **PLAIN, **JUMP),
-    "plain-around-right": Experiment("around-right", 0.0668, 4_000, **PLAIN, **AROUND),
-    "plain-length": Experiment("length", 0.0771, 4_000, **PLAIN, **LONG),
+    "plain-add-jump": Experiment("add-jump", 0.0003, 2_500, **PLAIN, **JUMP),
+    "plain-around-right": Experiment("around-right", 0.0668, 2_500, **PLAIN, **AROUND),
+    "plain-length": Experiment("length", 0.0771, 2_500, **PLAIN, **LONG),
 }
 
 
@@ -167,6 +169,7 @@ def cell(name: str, params: Params, beam: int, arguments: argparse.Namespace) ->
         published=one.published,
         source=SOURCE if one.published is not None else "",
         data=data,
+        n_shot=source.episodes(torch.arange(1)).support.x.shape[1] if one.memory else None,
         n_query=one.tested,
         learner=shown,
     )

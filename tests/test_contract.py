@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets import CausalGraphs, Sinusoids
+from tegu.datasets.causal_pairs import CategoryPairs
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
@@ -32,6 +33,8 @@ from tegu.models import (
     StudyTransformer,
     TableTransformer,
     TransformerProcess,
+    category_pair,
+    mixture_pair,
 )
 from tegu.models.lstm import Lstm
 from tegu.models.norm import layers
@@ -135,6 +138,31 @@ ROWS = {
         lambda model: LEARNERS["boil"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
         renaming_permutes=False,
+    ),
+    "causal-transfer": Row(
+        lambda model: LEARNERS["causal-transfer"](
+            model=model, inner_steps=2, inner_batch=4, eval_batch=4
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        kind="pairs",
+    ),
+    "causal-transfer, encoder, EM": Row(
+        lambda model: LEARNERS["causal-transfer"](
+            model=model,
+            inner_batch=0,
+            eval_batch=0,
+            inner_optimiser="adam",
+            inner_lr=0.01,
+            encoder=True,
+            refit=True,
+            first_order=False,
+            evidence="mean",
+            em=2,
+        ),
+        support_order_matters=False,
+        renaming_permutes=False,
+        kind="pairs",
     ),
     "causal-graph": Row(
         lambda model: LEARNERS["causal-graph"](model=model, graphs=3, fit_graphs=2, margin=0.0),
@@ -604,12 +632,36 @@ def of_classes(toy: ClassDataset) -> Episode:
     return FewShotTasks(double, n_way=N_WAY, n_shot=3, n_query=2).episodes(torch.arange(4))
 
 
+def tables() -> nn.Module:
+    """Tables of three categories, no longer uniform."""
+    model = category_pair(3)
+    generator = torch.Generator().manual_seed(8)
+    for p in model.parameters():
+        p.data.normal_(generator=generator)
+    return model
+
+
+def partly_frozen() -> nn.Module:
+    """Mixtures of which one part is frozen, and a parameter without a use."""
+    model = mixture_pair(components=3, hidden=4, spread=2.0)
+    model.b_given_a.weight.requires_grad_(False)
+    model.unused = nn.Parameter(torch.ones(2))
+    return model
+
+
 def partly_frozen_mlps() -> nn.Module:
     """Of each variable's network the last bias is frozen; and a parameter without a use."""
     model = MaskedMlps(3, 3, hidden=5)
     model.outer_bias.requires_grad_(False)
     model.unused = nn.Parameter(torch.ones(2))
     return model
+
+
+def of_pairs(toy_data: ClassDataset) -> Episode:
+    """Four episodes of pairs of three categories, which are numbers as well."""
+    tasks = CategoryPairs(n_shot=9, n_query=6, n_categories=3)
+    halves = [half._replace(x=half.x.double()) for half in tasks.episodes(torch.arange(4))]
+    return Episode(*halves)
 
 
 def of_graphs(toy: ClassDataset) -> Episode:
@@ -726,6 +778,15 @@ MEAN, LATENT = process(path="mean"), process(path="", latent=4)
 ATTENTION: dict[str, Any] = {"path": "attention", "self_attention": True}
 KINDS = {
     "classes": Kind({"plain": Plain, "normed": Normed}, of_classes, (Normed, "body.3.weight")),
+    "pairs": Kind(
+        {
+            "tables": tables,
+            "mixtures": lambda: mixture_pair(components=3, hidden=4, spread=2.0),
+        },
+        of_pairs,
+        (partly_frozen, "b_given_a.weight"),
+        featured=False,
+    ),
     "samples": Kind(
         {"masked mlps": lambda: MaskedMlps(3, 3, hidden=5)},
         of_graphs,

@@ -53,6 +53,12 @@ def test_neural_processes() -> None:
     assert tried >= 6
 
 
+def test_in_context() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/in-context.md"), module_relative=False)
+    assert not failed
+    assert tried >= 14
+
+
 def test_causal_graphs() -> None:
     failed, tried = doctest.testfile(str(ROOT / "docs/causal-graphs.md"), module_relative=False)
     assert not failed

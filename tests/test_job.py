@@ -528,7 +528,7 @@ def test_draws_from_gaussian_processes_as_a_recipe_names_them() -> None:
         4,
     )
     assert tasks.split == "meta_train"
-    assert one.recipe.data.protocol() == {"data": "gp-matern52, 2 points or more"}
+    assert one.recipe.data.protocol() == {"data": "gp-matern52, noise 0.1, from 2 points"}
     assert one.measure.metric == "log-likelihood"
     with pytest.raises(InputError, match="at most 1 support points and at least 2"):
         Job(starting("cnp", "gp", {**settings, "train.n_shot": 1})).check()

@@ -8,11 +8,14 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tegu import report
@@ -208,6 +211,21 @@ def test_learning_curve(tmp_path: Path) -> None:
     looks_drawn(path, (7.5, 3.2), [report.FAINT])
     with pytest.raises(InputError, match="no metrics; expected one row or more"):
         report.learning_curve([], path, title="Nothing")
+
+
+def test_a_log_likelihood_has_no_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = Figure()
+
+    @contextmanager
+    def kept(*_: Any) -> Iterator[Figure]:
+        yield figure
+
+    monkeypatch.setattr(report, "picture", kept)
+    below = [{**row, "validation": -0.1 * row["iteration"]} for row in rows(3)]
+    report.learning_curve(below, tmp_path / "x.png", title="Below zero", metric="log-likelihood")
+    low, high = figure.axes[0].get_ylim()
+    assert low <= min(row["validation"] for row in below)
+    assert high >= max(row["validation"] for row in below)
 
 
 def test_comparison(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -74,9 +75,8 @@ def predictive_bands(
                 if row == 0:
                     axes.set_title(name, fontsize=10)
             panels[row, 0].set_ylabel(f"{len(at)} points", fontsize=9)
-        figure.supxlabel(
+        told = (
             "dots: the points that were learned from; grey: exact; blue: learnt "
-            "(mean, and two standard deviations)",
-            fontsize=9,
-            color=FAINT,
+            "(mean, and two standard deviations)"
         )
+        figure.supxlabel(textwrap.fill(told, int(13 * size[0])), fontsize=9, color=FAINT)

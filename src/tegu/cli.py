@@ -21,6 +21,7 @@ COMMANDS = {
     "reproduce": "train and evaluate a published result",
     "leaderboard": "compare all learners at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
+    "causal": "which of two columns of your file is the cause, and how sure that is",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
 }
@@ -34,6 +35,7 @@ examples:
   tegu evaluate runs/mine --episodes 2000 --json
   tegu reproduce reptile-omniglot-5way
   tegu leaderboard --data glyphs --seconds 60
+  tegu causal mine.csv --environment site
 
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
@@ -121,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
     _leaderboard(made["leaderboard"])
     _compare(made["compare"])
+    _causal(made["causal"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
@@ -151,6 +154,30 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="result file (default: benchmarks/results/leaderboard.json where that folder "
         "exists, else in that folder)",
+    )
+
+
+def _causal(one: argparse.ArgumentParser) -> None:
+    one.add_argument("file", type=Path, metavar="FILE", help="CSV, or columns between blanks")
+    for flag, kind, default, text in (
+        ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
+        ("--seed", int, 0, "seed of everything random"),
+        ("--repetitions", int, 12, "beliefs, each from a bootstrap sample of its own"),
+        ("--updates", int, 60, "updates of each belief, by two episodes each"),
+    ):
+        text = f"{text} (default: {default})"
+        one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
+    one.add_argument(
+        "--environment",
+        metavar="COLUMN",
+        help="name or number of the column that says under which conditions, or after which "
+        "intervention, a row was observed",
+    )
+    one.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="picture of the belief's path (default: FILE-belief.png in this folder)",
     )
 
 
@@ -252,7 +279,7 @@ def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     handler = commands.COMMANDS[arguments.command]
     try:
-        if arguments.command in ("recipes", "info"):
+        if arguments.command in ("causal", "recipes", "info"):
             document, text = handler(arguments)
         elif arguments.command in ("leaderboard", "compare"):
             document, text = handler(arguments, {})

@@ -16,6 +16,9 @@ import torch
 
 from tegu import compare, recipes, report
 from tegu import leaderboard as board
+from tegu.beliefs import belief_paths
+from tegu.causal import find_direction
+from tegu.columns import read_columns
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -258,6 +261,60 @@ def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path)
         path,
         title=f"{data}, {way}-way {n_shot}-shot: what each learner reaches, and what a task costs",
     )
+
+
+def causal(arguments: argparse.Namespace) -> Outcome:
+    """Which of two columns is the cause."""
+    file: Path = arguments.file
+    output = arguments.output or Path(f"{file.stem}-belief.png")
+    if output.suffix.lower() != ".png":
+        raise InputError(f"a picture named {output}", "a name that ends in .png", "Rename it.")
+    _check_output(output)
+    torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
+    table = read_columns(file, environment=arguments.environment)
+    with bar(f"causal {file.name}", arguments.updates, unit="updates") as tell:
+        found = find_direction(
+            table,
+            kind=arguments.kind,
+            seed=arguments.seed,
+            repetitions=arguments.repetitions,
+            updates=arguments.updates,
+            progress=lambda done: tell(done, ""),
+        )
+    (a, b), (low, high) = found.names, found.band
+    belief_paths(
+        [(f"{a} -> {b}", found.path)],
+        output,
+        title=f"{found.direction}: belief over {found.episodes} episodes",
+        label=f"belief in {a} -> {b}",
+        each=2,
+    )
+    document = {
+        "file": str(file),
+        "columns": [a, b],
+        "direction": found.direction,
+        "belief": found.belief,
+        "band": [low, high],
+        "rows": found.rows,
+        "environments": found.environments,
+        "episodes": found.episodes,
+        "repetitions": len(found.path),
+        "kind": found.kind,
+        "seed": found.seed,
+        "warning": found.warning or None,
+        "picture": str(output),
+    }
+    labels = f"{found.environments} environments" if table.labels else "no environments"
+    text = [
+        f"direction: {found.direction}",
+        f"belief in {a} -> {b}: {found.belief:.3f} ({low:.3f} to {high:.3f}, "
+        f"80 % of {len(found.path)} repetitions)",
+        f"rests on: {found.rows:,} rows of {found.kind}, {labels}, {found.episodes} episodes "
+        "in each repetition",
+        *([f"warning: {found.warning}"] if found.warning else []),
+        *_listed([output]),
+    ]
+    return document, "\n".join(text)
 
 
 def list_recipes(arguments: argparse.Namespace) -> Outcome:
@@ -606,6 +663,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "reproduce": reproduce,
     "leaderboard": leaderboard,
     "compare": compare_learners,
+    "causal": causal,
     "recipes": list_recipes,
     "info": info,
 }

@@ -36,6 +36,11 @@ def surprise(outputs: Tensor, target: Examples) -> Tensor:
     return _mean(-outputs.flatten(1).sum(-1), target.mask)
 
 
+def density(outputs: Tensor, target: Examples) -> Tensor:
+    """Mean log-likelihood of what models give the likelihood of: `surprise`'s other sign."""
+    return -surprise(outputs, target)
+
+
 def token_cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
     """Mean cross-entropy of tokens: outputs (S, M, V) floating, target.y (S, M) int64.
 
@@ -122,6 +127,7 @@ MEASURES = {
     "classes": Measure(cross_entropy, accuracy, "accuracy"),
     "numbers": Measure(squared_error, squared_error, "mse"),
     "likelihood": Measure(gaussian, log_likelihood, "log-likelihood"),  # of numbers
+    "pairs": Measure(surprise, density, "log-likelihood"),  # of cause and effect
     "table classes": Measure(cross_entropy, accuracy, "accuracy"),
     "sequences": Measure(token_cross_entropy, exact_match, "exact match"),
     "samples": Measure(surprise, surprise, "surprise"),

@@ -86,13 +86,16 @@ def test_classes_are_two_to_ten_of_unequal_sizes_and_any_name() -> None:
 
 
 def test_names_of_classes_are_dealt_at_random_and_some_labels_are_wrong() -> None:
-    at, y = keys.fold(keys.key(4), torch.arange(3000)), torch.arange(4).repeat(3000, 10)
-    named = _labels(at, y, torch.full((3000,), 4), 4)
+    at = keys.fold(keys.key(4), torch.arange(14_000))
+    at = at[Shape(at, 1, 4, 1).n_classes == 4][:3000]
+    named = _labels(at, torch.arange(4).repeat(3000, 10), 4)
     for n in range(4):
         found = torch.bincount(named[:, n], minlength=4) / 3000
         assert_close(found, torch.full((4,), 0.25), atol=0.04, rtol=0)
     alike = (named.unflatten(1, (10, 4)) == named[:, None, :4]).all(-1).all(-1)
-    assert abs(float(alike.double().mean()) - 2 / 3) < 0.05
+    # Shares of wrong labels are uniform up to 0.15 in the last third; some spare all 40 rows.
+    spared = (1 - 0.85**41) / (41 * 0.15)
+    assert abs(float(alike.double().mean()) - (2 + spared) / 3) < 0.025
     right = named.unflatten(1, (10, 4)).mode(1).values.sort(-1).values == torch.arange(4)
     assert float(right.all(-1).double().mean()) > 0.99
 

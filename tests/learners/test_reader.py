@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tegu
 from tegu import keys
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
@@ -288,6 +290,7 @@ def test_weights_from_a_seed(kind: str, smooth: nn.Module) -> None:
         (Snail, {"filters": 0}, "filters is 0"),
         (Snail, {"key_width": (4, 4)}, r"key_width is \(4, 4\)"),
         (Snail, {"numbers": -1}, "numbers is -1"),
+        (Lstm, {"numbers": 2}, "numbers is 2 with the loss of classes"),
     ],
 )
 def test_settings(
@@ -299,7 +302,9 @@ def test_settings(
 
 def test_other_targets_than_told(smooth: nn.Module, toy_episodes: Episode) -> None:
     support = select(toy_episodes, 0).support
-    of_classes, of_numbers = (InContext(model=smooth, numbers=n) for n in (0, 2))
+    of_classes, of_numbers = (
+        InContext(model=smooth, numbers=n, loss=squared_error) for n in (0, 2)
+    )
     with pytest.raises(InputError, match="targets of classes where numbers is 2"):
         of_numbers.adapt(of_numbers.init(), support, KEYS[0])
     three = support._replace(y=torch.zeros(6, 3).double())
@@ -308,3 +313,18 @@ def test_other_targets_than_told(smooth: nn.Module, toy_episodes: Episode) -> No
             learner.adapt(learner.init(), three, KEYS[0])
     with pytest.raises(InputError, match="a support set without rows"):
         of_classes.adapt(of_classes.init(), upto(support, 0), KEYS[0])
+
+
+def test_numbers_through_the_two_phases(kind: str) -> None:
+    """New tasks take as many numbers as the learner was told, and say so."""
+    waves = tegu.Sinusoids(n_shot=4, n_query=3)
+    model = tegu.models.Mlp(1, 0, hidden=(5,))
+    learner = READERS[kind][0](model=model, numbers=1, width=4, loss=squared_error)
+    learned = tegu.meta_train(learner, waves, meta_iterations=2, meta_batch=3)
+    task = learned.adapt([[0.0], [1.0]], [[0.5], [0.9]])
+    assert task.predict([[0.5], [1.5], [2.5]]).shape == (3, 1)
+    with pytest.raises(InputError, match="y has 2 columns for a model of 1 targets"):
+        learned.adapt([[0.0]], [[0.5, 0.1]])
+    blind = replace(learned, learner=replace(learner, numbers=0))
+    with pytest.raises(InputError, match="targets that are numbers where numbers is 0"):
+        blind.adapt([[0.0]], [[0.5]])

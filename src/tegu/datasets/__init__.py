@@ -2,6 +2,8 @@
 
 from tegu.datasets import augment as augment
 from tegu.datasets.causal_graphs import CausalGraphs as CausalGraphs
+from tegu.datasets.causal_pairs import CategoryPairs as CategoryPairs
+from tegu.datasets.causal_pairs import ContinuousPairs as ContinuousPairs
 from tegu.datasets.cifar import load_cifar_fs as load_cifar_fs
 from tegu.datasets.cifar import load_fc100 as load_fc100
 from tegu.datasets.classes import ClassDataset as ClassDataset

@@ -123,7 +123,7 @@ class SyntheticTables:
             if len(mine):
                 x[mine], y[mine] = _FAMILIES[name](shape.select(mine))
         x = _columns(at, x) * shape.used.unsqueeze(1)
-        y = _labels(at, y, shape.n_classes, self.n_way)
+        y = _labels(at, y, self.n_way)
         size = self._sizes(at)
         place = torch.arange(S, device=at.device)
         seen = place < size[:, None]  # (T, S)
@@ -356,7 +356,7 @@ def _columns(at: Tensor, x: Tensor) -> Tensor:
     return x * torch.exp(2 * shape.normal(108, 1, F)) + 3 * shape.normal(109, 1, F)
 
 
-def _labels(at: Tensor, y: Tensor, n_classes: Tensor, n_way: int) -> Tensor:
+def _labels(at: Tensor, y: Tensor, n_way: int) -> Tensor:
     """Classes under random names, some of them wrong in a third of the tables."""
     shape = Shape(at, y.shape[1], n_way, 1)
     wrong = 0.3 * (shape.uniform(110, 1) * 1.5 - 1).clamp(min=0)

@@ -5,6 +5,7 @@ from tegu.learners.anp import Anp
 from tegu.learners.baseline import Baseline, BaselinePlusPlus
 from tegu.learners.boil import Boil
 from tegu.learners.causal_graph import CausalGraph
+from tegu.learners.causal_transfer import CausalTransfer
 from tegu.learners.cavia import Cavia
 from tegu.learners.cnp import Cnp
 from tegu.learners.dsn import DSN
@@ -51,6 +52,7 @@ LEARNERS: dict[str, type[Learner]] = {
         Baseline,
         BaselinePlusPlus,
         Boil,
+        CausalTransfer,
         CausalGraph,
         Cavia,
         Cnp,
@@ -99,6 +101,7 @@ __all__ = [
     "BaselinePlusPlus",
     "Boil",
     "CausalGraph",
+    "CausalTransfer",
     "Cavia",
     "Cnp",
     "Feat",

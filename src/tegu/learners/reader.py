@@ -28,6 +28,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 from tegu.learners.learner import Learner, State
+from tegu.losses import cross_entropy
 
 OWN = "reader/"  # the reading network's weights among what is meta-learned
 
@@ -92,6 +93,12 @@ class Reader(Head):
             if not least <= getattr(self, name) < float("inf"):
                 given = getattr(self, name)
                 raise InputError(f"{name} is {given}", f"at least {least}", f"Change {name}.")
+        if self.numbers and self.loss is cross_entropy:
+            raise InputError(
+                f"numbers is {self.numbers} with the loss of classes",
+                "a loss of numbers",
+                "Pass loss=tegu.losses.squared_error.",
+            )
 
     def for_ways(self, n_way: int) -> Learner:
         """The learner for tasks of n_way classes, no more than it has labels for."""
@@ -102,6 +109,16 @@ class Reader(Head):
                 f"Set train.n_way={n_way}.",
             )
         return super().for_ways(n_way)
+
+    def n_targets(self, params: Params, x: Tensor) -> int:
+        self.features(params, x)  # where a misfit shows
+        if not self.numbers:
+            raise InputError(
+                "targets that are numbers where numbers is 0",
+                "as many as a target has",
+                f"Build {type(self).__name__} with numbers=1, say.",
+            )
+        return self.numbers
 
     # What a network fills in.
 

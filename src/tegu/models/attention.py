@@ -26,9 +26,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) 
     Reference:
         Vaswani et al. (2017), arXiv:1706.03762, section 3.2, without the projections.
     """
+    query = query * (query.shape[-1] // heads) ** -0.5
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (query, key, value))
-    alike = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5  # (H, Q, S)
-    weights = alike.masked_fill(~mask, torch.finfo(alike.dtype).min).softmax(-1)
+    alike = q @ k.transpose(-1, -2)  # (H, Q, S)
+    # Added, since filling every row of scores costs as much as the softmax.
+    outside = torch.zeros_like(mask, dtype=alike.dtype)
+    outside = outside.masked_fill(~mask, torch.finfo(alike.dtype).min)
+    weights = (alike + outside).softmax(-1)
     out: Tensor = (weights @ v).transpose(-2, -3).flatten(-2)
     return out
 

@@ -30,7 +30,7 @@ class NeuralProcess(nn.Module):
             "", not at all (NP).
         latent: width of the latent variable, 0 for none.
         heads: of each attention.
-        self_attention: whether examples look at each other before that (ANP).
+        self_attention: whether examples look at each other before that (ANP, optional).
         encoder_layers: dense layers from an example to its representation.
         decoder_layers: dense layers from input and representation to outputs.
         frequencies: octaves of sines and cosines of the inputs, for inputs from about -2 to
@@ -42,8 +42,9 @@ class NeuralProcess(nn.Module):
         The papers above. Layers and widths are those of the code of Lee et al. (2020),
         arXiv:2008.02956, which the comparison in Nguyen and Grover (2022) used. Differs
         from them: standard deviations stay above 0.01 rather than 0.1, so that noise of
-        0.02 can be told; a residual around self-attention has no layer normalisation; and
-        the mean, where it is taken, has one encoder and not two.
+        0.02 can be told; examples look at each other on the way to the path only, not to
+        the latent variable, with a residual and no layer normalisation; and the mean,
+        where it is taken, has one encoder and not two.
 
     Example:
         >>> net = NeuralProcess(1, 1, width=8, path="mean")
@@ -84,11 +85,12 @@ class NeuralProcess(nn.Module):
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width = in_width, out_width
         self.path, self.latent, self.heads, self.least_sd = path, latent, heads, least_sd
+        self.self_attention = bool(path) and self_attention
         self.frequencies, wide = frequencies, in_width * (1 + 2 * frequencies)
         read = [wide + out_width, *[width] * encoder_layers]
         if path:
             self.read = Dense(read, make)
-            if self_attention:
+            if self.self_attention:
                 self.look = SelfAttention(width, heads, make)
         if path == "attention":
             self.place = Dense([wide, width, width], make)
@@ -98,8 +100,6 @@ class NeuralProcess(nn.Module):
             self.out = dense(width, width, make)
         if latent:
             self.read_latent = Dense(read, make)
-            if self_attention:
-                self.look_latent = SelfAttention(width, heads, make)
             self.to_latent = Dense([width, width, 2 * latent], make)
         inside = wide + (width if path else 0) + latent
         self.decoder = Dense([inside, *[width] * (decoder_layers - 1), 2 * out_width], make)
@@ -119,7 +119,9 @@ class NeuralProcess(nn.Module):
         found: SET = self.posterior(x, y, mask) if self.latent else {}
         if self.path:
             x = waves(x, self.frequencies)
-            items = self._represented("", torch.cat([x, y], -1), mask)
+            items = self.read(torch.cat([x, y], -1))
+            if self.self_attention:
+                items = self.look(items, mask)
             if self.path == "mean":
                 return {**found, "mean": _mean(items, mask)}
             key, value = self.key(self.place(x)), self.value(items)
@@ -132,8 +134,7 @@ class NeuralProcess(nn.Module):
         "latent_mean" and "latent_sd"; the latter is 0.1 + 0.9 sigmoid, as in the code of Kim
         et al.
         """
-        pairs = torch.cat([waves(x, self.frequencies), y], -1)
-        items = self._represented("_latent", pairs, mask)
+        items = self.read_latent(torch.cat([waves(x, self.frequencies), y], -1))
         mean, raw = self.to_latent(_mean(items, mask)).chunk(2, -1)
         return {"latent_mean": mean, "latent_sd": 0.1 + 0.9 * raw.sigmoid()}
 
@@ -166,11 +167,6 @@ class NeuralProcess(nn.Module):
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, query: Tensor) -> Tensor:
         """A set and queries to mean beside log standard deviation: shape (Q, 2 D)."""
         return self.decode(self.encode(x, y, mask), query)
-
-    def _represented(self, kind: str, pairs: Tensor, mask: Tensor) -> Tensor:
-        items: Tensor = getattr(self, f"read{kind}")(pairs)
-        look = getattr(self, f"look{kind}", None)
-        return items if look is None else look(items, mask)
 
 
 def _mean(items: Tensor, mask: Tensor) -> Tensor:

@@ -73,4 +73,4 @@ class GaussianProcesses(Source):
         )
 
     def protocol(self) -> dict[str, Any]:
-        return {"data": f"gp-{self.kernel}, {self.fewest} points or more"}
+        return {"data": f"gp-{self.kernel}, noise {self.noise:g}, from {self.fewest} points"}

@@ -1,0 +1,151 @@
+"""Columns of numbers out of a text file that somebody brings, with a label for each row or none."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tegu.errors import InputError, unknown
+
+LARGEST = 64_000_000  # bytes of a file
+DELIMITERS = (",", "\t", ";")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table of numbers.
+
+    Attributes:
+        names: of the k columns, from the header, or "column 1" and so on.
+        values: shape (n, k), float64, all finite.
+        labels: of each row, which environment it was observed in; None without such a column.
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    labels: tuple[str, ...] | None = None
+
+    def environments(self) -> dict[str, NDArray[np.float64]]:
+        """Rows of each environment, by its label, in the order of the file; {} without labels."""
+        if self.labels is None:
+            return {}
+        at = np.array(self.labels)
+        return {label: self.values[at == label] for label in dict.fromkeys(self.labels)}
+
+
+def read_columns(path: Path, *, environment: str | None = None) -> Columns:
+    """Reads CSV, tab-separated, semicolon-separated or white-space separated text.
+
+    Args:
+        path: a file in UTF-8. A first line without any number is a header; empty lines, and
+            lines that begin with "#", do not count.
+        environment: name or number, counted from 1, of the column of labels; all the others
+            hold numbers.
+
+    Raises:
+        InputError: there is no such file or column, the file is too large or no text, its rows
+            differ in length, or a cell holds no finite number.
+    """
+    rows = _cells(path)
+    names, first = [f"column {i + 1}" for i in range(len(rows[0][1]))], 0
+    if not any(_number(cell) is not None for cell in rows[0][1]):
+        names, first = [cell.strip() or old for cell, old in zip(rows[0][1], names, strict=True)], 1
+    rows = rows[first:]
+    if not rows:
+        raise InputError(
+            f"{path} holds a header and no rows",
+            "rows of numbers",
+            "Check that it is the right file.",
+        )
+    at = None if environment is None else _column(environment, names, path)
+    values = np.empty((len(rows), len(names) - (at is not None)))
+    for i, (line, cells) in enumerate(rows):
+        if len(cells) != len(names):
+            raise InputError(
+                f"line {line} of {path} has {len(cells)} columns",
+                f"{len(names)} columns, as in the lines before",
+                "Mend that line, or separate all cells alike.",
+            )
+        numbers = [j for j in range(len(cells)) if j != at]
+        for k, j in enumerate(numbers):
+            values[i, k] = _finite(cells[j], line, names[j], path)
+    labels = None if at is None else tuple(cells[at].strip() for _, cells in rows)
+    if labels and not all(labels):
+        line = rows[labels.index("")][0]
+        raise InputError(
+            f"line {line} of {path} has no label in {names[at or 0]}",
+            "an environment for each row",
+            "Fill it in, or drop that row.",
+        )
+    kept = tuple(name for j, name in enumerate(names) if j != at)
+    return Columns(kept, values, labels)
+
+
+def _cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Line numbers and cells of every line that counts."""
+    if not path.exists():
+        raise InputError(f"there is no file {path}", "a text file of numbers", "Check the path.")
+    if not path.is_file():
+        raise InputError(f"{path} is a folder", "a text file of numbers", "Name a file in it.")
+    if (size := path.stat().st_size) > LARGEST:
+        raise InputError(
+            f"{path} has {size:,} bytes", f"at most {LARGEST:,}", "Take a sample of its rows."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(
+            f"{path} is not text in UTF-8", "CSV, or columns between blanks", "Export it as CSV."
+        ) from None
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not lines:
+        raise InputError(f"{path} is empty", "rows of numbers", "Check that it is the right file.")
+    mark = next((mark for mark in DELIMITERS if mark in lines[0][1]), None)
+    if mark is None:
+        return [(number, line.split()) for number, line in lines]
+    return [(number, next(csv.reader([line], delimiter=mark))) for number, line in lines]
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _finite(cell: str, line: int, name: str, path: Path) -> float:
+    value = _number(cell)
+    if value is None and cell.strip():
+        raise InputError(
+            f"line {line} of {path} holds '{cell.strip()[:40]}' in {name}",
+            "a number",
+            "Code it as a number, or, if it names an environment, add --environment COLUMN.",
+        )
+    if value is None or not math.isfinite(value):
+        raise InputError(
+            f"line {line} of {path} holds {'nothing' if value is None else value} in {name}",
+            "a finite number",
+            "Fill it in, or drop that row.",
+        )
+    return value
+
+
+def _column(wanted: str, names: list[str], path: Path) -> int:
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdigit():
+        if 1 <= int(wanted) <= len(names):
+            return int(wanted) - 1
+        raise InputError(
+            f"column {wanted} of {path}", f"1 to {len(names)}", "Count the columns from 1."
+        )
+    raise unknown("column", wanted, names)
