@@ -79,16 +79,18 @@ class MaskedMlpsNetwork(Network):
     """A small network for each variable, blind to what a graph leaves out.
 
     Args:
-        hidden: width of the hidden layer; 0 for four times the variables or categories.
+        factor: width of the hidden layer, in units of the variables or of the categories,
+            whichever are more.
     """
 
     name: ClassVar[str] = "masked-mlps"
     takes: ClassVar[tuple[str, ...]] = ("categories",)
 
-    hidden: int = 0
+    factor: int = 4
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
-        return MaskedMlps(inputs.shape[0], inputs.tokens, hidden=self.hidden, seed=seed)
+        k, n = inputs.shape[0], inputs.tokens
+        return MaskedMlps(k, n, hidden=self.factor * max(k, n), seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
