@@ -65,6 +65,12 @@ def test_causal_graphs() -> None:
     assert tried >= 8
 
 
+def test_cause_and_effect() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/cause-and-effect.md"), module_relative=False)
+    assert not failed
+    assert tried >= 10
+
+
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     failed, tried = doctest.testfile(str(ROOT / "docs/tables.md"), module_relative=False)

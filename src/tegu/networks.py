@@ -20,6 +20,8 @@ from tegu.models import (
     TableTransformer,
     TransformerProcess,
     WideResNet,
+    category_pair,
+    mixture_pair,
 )
 from tegu.sources import Inputs
 
@@ -31,7 +33,7 @@ class Network:
     Class attributes:
         name: what a recipe calls it.
         takes: kinds of inputs that it reads: "images", "vectors", "tokens", "tables",
-            "categories".
+            "categories", "pairs".
         reads_sets: whether it reads a support set too, for learners that ask for it by
             name and for no others.
     """
@@ -111,6 +113,27 @@ class MlpNetwork(Network):
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         width = math.prod(inputs.shape)
         return Mlp(width, outputs, hidden=self.hidden, activation=self.activation, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairNetwork(Network):
+    """Cause and effect, both ways: distributions of categories, or mixtures of numbers.
+
+    Args:
+        hidden: width of the hidden layers; for categories 0 stands for tables.
+        components: of mixtures.
+    """
+
+    name: ClassVar[str] = "pair"
+    takes: ClassVar[tuple[str, ...]] = ("pairs",)
+
+    hidden: int = 0
+    components: int = 10
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        if inputs.tokens:
+            return category_pair(inputs.tokens, hidden=self.hidden, seed=seed)
+        return mixture_pair(components=self.components, hidden=self.hidden or 32, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +350,7 @@ NETWORKS: dict[str, type[Network]] = {
         MaskedMlpsNetwork,
         MemorySeq2SeqNetwork,
         MlpNetwork,
+        PairNetwork,
         ProcessNetwork,
         ResNet12Network,
         Seq2SeqNetwork,

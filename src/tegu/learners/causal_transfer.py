@@ -84,7 +84,13 @@ class CausalTransfer(FineTune):
 
     name: ClassVar[str] = "causal-transfer"
     targets: ClassVar[tuple[str, ...]] = ("pairs",)
-    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.01, "train.meta_batch": 1}
+    start: ClassVar[Mapping[str, Any]] = {
+        "learner.inner_steps": 10,
+        "learner.eval_steps": 10,
+        "train.outer_lr": 0.02,
+        "train.meta_batch": 4,
+        "train.meta_iterations": 600,
+    }
     start_numbers: ClassVar[Mapping[str, Any]] = start
 
     loss: Loss = field(default=surprise, repr=False)

@@ -1,6 +1,7 @@
 """What the section [data] of a recipe may name: one class a source, its settings the keys."""
 
 from tegu.sources.causal_graphs import CausalGraphs
+from tegu.sources.causal_pairs import CausalPairs
 from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
@@ -13,6 +14,7 @@ from tegu.sources.tables import Tables
 __all__ = [
     "SOURCES",
     "CausalGraphs",
+    "CausalPairs",
     "CifarFs",
     "Fc100",
     "GaussianProcesses",
@@ -32,6 +34,7 @@ SOURCES: dict[str, type[Source]] = {
     cls.name: cls
     for cls in (
         CausalGraphs,
+        CausalPairs,
         CifarFs,
         Fc100,
         GaussianProcesses,

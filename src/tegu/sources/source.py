@@ -19,7 +19,7 @@ class Inputs:
     """What a network is given, and what it answers with where the data decide that.
 
     Args:
-        kind: "images", "vectors", "tokens", "tables" or "categories".
+        kind: "images", "vectors", "tokens", "tables", "categories" or "pairs".
         shape: of one example: (C, H, W), (D,), (L,) of a sequence of tokens, or (k,) of
             categorical variables.
         outputs: numbers, or kinds of tokens, in an answer; 0 where that is up to the
@@ -45,7 +45,7 @@ class Source:
 
     Class attributes:
         name: what a recipe calls it.
-        targets: "classes", "numbers", "sequences", "samples" or "table classes" (of rows,
+        targets: "classes", "numbers", "sequences", "samples", "pairs" or "table classes" (of rows,
             which no data set holds by class); a learner says which of them it learns.
         network: section [model] of a recipe that names none.
         start: settings to start from, by dotted key of a recipe.
