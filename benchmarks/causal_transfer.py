@@ -140,13 +140,15 @@ def encoder(count: int) -> tuple[NDArray[np.float64], Beliefs]:
     """Pairs observed turned by -pi/4; angle and belief learned together, from 0 and 0.5.
 
     The start lies half-way between both answers, pi/4 and -pi/4. Interventions move the cause's
-    mean by up to one standard deviation, so that transfer pairs lie where models were fitted.
+    mean by up to one standard deviation and halve that deviation, so that transfer pairs lie where
+    models were fitted: where these have to extrapolate, an angle a tenth of a radian off may fit
+    the transfer pairs better than the right one.
 
     Returns:
         Errors of the angle over episodes (worlds, episodes), radians, and beliefs alike.
     """
     worlds = [
-        ContinuousPairs(n_shot=512, n_query=1, world=w, angle=-math.pi / 4, shift=2.0)
+        ContinuousPairs(n_shot=256, n_query=1, world=w, angle=-math.pi / 4, shift=2.0, narrowed=0.5)
         for w in range(count)
     ]
     learner = CausalTransfer(

@@ -142,6 +142,15 @@ def test_belief_moves_alone_unless_the_models_are_fitted(categories: Episode) ->
     assert float(grads["a.logits"].abs().max()) > 1e-3
 
 
+def test_belief_and_angle_move_alone(numbers: Episode) -> None:
+    """What the models adapt to tells the angle, and is no reason to change where they start."""
+    batch = Episode(*(Examples(*(field[None] for field in half)) for half in numbers))
+    learner = CausalTransfer(model=small_mixtures(), **encoder_settings(False))
+    grads, _ = Vectorised(learner).outer_gradient(learner.init(), batch, KEY[None])
+    moved = {k for k, v in grads.items() if float(v.abs().max()) > 0}
+    assert moved == {"belief/gamma", "encoder/angle"}
+
+
 def test_fitting_comes_first() -> None:
     learner = CausalTransfer(model=random_tables(4), fit=0.25)
     assert learner.schedule(0.24).keys() == {"fit"}
