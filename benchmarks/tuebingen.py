@@ -36,10 +36,10 @@ from tegu.columns import Columns
 Values = NDArray[np.float64]
 
 
-def pairs(archive: Path, weights: Path) -> Iterator[tuple[int, Columns, float]]:
+def pairs(archive: Path) -> Iterator[tuple[int, Columns, float]]:
     """Number, columns with the cause first, and weight of every pair of two columns."""
     with zipfile.ZipFile(archive) as opened:
-        for line in weights.read_text().splitlines():
+        for line in opened.read("pairmeta.txt").decode().splitlines():
             number, *columns, weight = line.split()
             name = f"pair{number}.txt"
             if name not in opened.namelist():
@@ -99,8 +99,8 @@ def main() -> None:
     right: dict[str, list[bool]] = {"causal-transfer, pseudo-interventions": []}
     right |= {name: [] for name in RULES}
     weights, firsts = [], 0
-    folder = arguments.data_dir / "tuebingen_pairs"
-    for number, table, weight in pairs(folder / "pairs.zip", folder / "pairmeta.txt"):
+    archive = arguments.data_dir / "tuebingen_pairs" / "pairs.zip"
+    for number, table, weight in pairs(archive):
         flipped = bool(keys.bits(keys.key(arguments.seed, "tuebingen", number), 1) % 2)
         shown = swapped(table) if flipped else table
         found = find_direction(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tegu import keys
-from tegu.causal import Draws, find_direction, swapped
+from tegu.causal import Draws, _ranks, find_direction, swapped
 from tegu.cli import main
 from tegu.columns import Columns
 from tegu.errors import InputError
@@ -113,6 +113,8 @@ def test_pseudo_interventions_are_twins_and_shift_the_column_they_select_by() ->
 
 def test_ties_count_by_the_middle_of_their_ranks() -> None:
     """A column of two values: each value's rows are drawn alike, whatever the other holds."""
+    ranks = _ranks(torch.tensor([3.0, 1.0, 1.0, 2.0]))
+    assert ranks.tolist() == [0.75, -0.5, -0.5, 0.25]
     rows = torch.stack([torch.tensor([0.0, 1.0]).repeat(30), torch.arange(60.0)], -1)
     drawn = Draws(rows, (), 20_000, keys.key(3)).episodes(torch.arange(1)).support.x[0]
     share = drawn[:, 0].mean()
