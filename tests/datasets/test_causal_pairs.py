@@ -69,13 +69,19 @@ def test_interventions_change_the_cause_and_leave_the_mechanism() -> None:
         torch.testing.assert_close(shares, tasks.mechanism[cause], rtol=0, atol=0.01)
 
 
-def test_softmax_worlds() -> None:
-    """Logarithms of shares, less their mean, are normal logits less theirs."""
-    tasks = CategoryPairs(n_categories=50, logits=0.7)
+def test_worlds_that_networks_draw() -> None:
+    """A mechanism has no more degrees of freedom than the hidden layer; causes differ."""
+    tasks = CategoryPairs(n_categories=10, network=3)
     logs = tasks.mechanism.log()
-    off = logs - logs.mean(-1, keepdim=True)
-    assert float(off.std()) == pytest.approx(0.7 * (49 / 50) ** 0.5, rel=0.03)
-    torch.testing.assert_close(tasks.causes(MANY).sum(-1), torch.ones(200).double())
+    centred = logs - logs.mean(-1, keepdim=True)
+    centred = centred - centred.mean(0)
+    ranks = torch.linalg.svdvals(centred)
+    assert float(ranks[2]) > 1e-3
+    assert float(ranks[3]) < 1e-10
+    causes = tasks.causes(MANY)
+    torch.testing.assert_close(causes.sum(-1), torch.ones(200).double())
+    assert float(causes.std(0).min()) > 0.02
+    assert torch.equal(causes[7:8], tasks.causes(MANY[7:8]))
 
 
 def test_queries_of_training_are_those_that_models_are_fitted_to() -> None:
@@ -143,7 +149,7 @@ def test_an_episode_is_a_function_of_its_number() -> None:
         (CategoryPairs, {"n_shot": 0}, "n_shot is 0; expected 1 or more. Raise n_shot."),
         (ContinuousPairs, {"n_query": 0}, "n_query is 0; expected 1 or more. Raise n_query."),
         (CategoryPairs, {"n_categories": 1}, "n_categories is 1; expected 2 or more."),
-        (CategoryPairs, {"logits": -1.0}, "logits is -1.0; expected 0 or more. Try 1, or 0."),
+        (CategoryPairs, {"network": -1}, "network is -1; expected 0 or more. Try 8, or 0."),
         (ContinuousPairs, {"anchors": 2}, "anchors is 2; expected 3 or more. Raise anchors."),
         (ContinuousPairs, {"noise": 0.0}, "noise is 0.0; expected a number above 0. Raise noise."),
         (ContinuousPairs, {"shift": math.inf}, "shift is inf; expected a number above 0."),

@@ -17,6 +17,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tegu import keys
@@ -76,6 +77,25 @@ def dirichlet(key: Tensor, n: int) -> Tensor:
     return logs / logs.sum(-1, keepdim=True)
 
 
+def random_network(at: Tensor, hidden: int, n: int, causes: Tensor | None) -> Tensor:
+    """Distributions (..., n), float64, of networks with random weights, one for each key (...).
+
+    Args:
+        at: keys.
+        hidden: units of the one hidden layer, leaky rectifiers.
+        n: categories of causes and effects.
+        causes: one key's effects given each of these; None: of each key, a marginal.
+    """
+    bias = keys.uniform(keys.fold(at, 1), hidden, -1.0, 1.0)
+    last = keys.uniform(keys.fold(at, 2), n, -1.0, 1.0)
+    out = keys.normal(keys.fold(at, 3), hidden * n).unflatten(-1, (hidden, n)) * (2 / n) ** 0.5
+    if causes is not None:
+        into = keys.normal(keys.fold(at, 4), n * hidden).unflatten(-1, (n, hidden))
+        bias = bias + (2 / hidden) ** 0.5 * into[causes]
+    active = F.leaky_relu(bias)
+    return ((active.unsqueeze(-2) @ out).squeeze(-2) + last).softmax(-1)
+
+
 def categories(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Draws from distributions (..., N) by numbers of [0, 1), shape (...): int64, 0 to N - 1."""
     ends = probabilities.cumsum(-1)[..., :-1]  # the last category takes what rounding leaves
@@ -88,9 +108,10 @@ class CategoryPairs(_Pairs):
 
     Args:
         n_categories: N.
-        logits: distributions are the softmax of normal logits of this standard deviation;
-            0: Dirichlet(1), the paper's choice for tables. The published code draws them as
-            networks with random weights where its models are networks.
+        network: distributions are those of networks with random weights and one hidden layer of
+            so many units, as in the published code where its models are networks; 0 for
+            Dirichlet(1), the paper's choice for tables. Interventions draw the cause's network
+            anew, here with biases as wide as before, there with a tenth of it.
 
     The other arguments are those of every world here: split, n_shot, n_query, seed, world,
     swapped.
@@ -104,38 +125,40 @@ class CategoryPairs(_Pairs):
     """
 
     n_categories: int = 10
-    logits: float = 0.0
+    network: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.logits < math.inf:
-            raise InputError(f"logits is {self.logits}", "0 or more", "Try 1, or 0.")
+        if self.network < 0:
+            raise InputError(f"network is {self.network}", "0 or more", "Try 8, or 0.")
         if self.n_categories < 2:
             raise InputError(
                 f"n_categories is {self.n_categories}", "2 or more", "Raise n_categories."
             )
 
-    def _distributions(self, at: Tensor) -> Tensor:
-        if not self.logits:
-            return dirichlet(at, self.n_categories)
-        return (self.logits * keys.normal(at, self.n_categories)).softmax(-1)
-
     @cached_property
     def mechanism(self) -> Tensor:
         """p(effect | cause): (N, N), a row for each cause, float64."""
-        rows = torch.arange(self.n_categories)
-        return self._distributions(keys.fold(keys.fold(self._world_key(), 11), rows))
+        at, rows = keys.fold(self._world_key(), 11), torch.arange(self.n_categories)
+        if self.network:
+            return random_network(at, self.network, self.n_categories, rows)
+        return dirichlet(keys.fold(at, rows), self.n_categories)
 
     @cached_property
     def training(self) -> Tensor:
         """The training distribution of the observed columns: (N, N), float64."""
-        cause = self._distributions(keys.fold(self._world_key(), 12))
+        cause = self._marginal(keys.fold(self._world_key(), 12))
         joint = cause[:, None] * self.mechanism
         return joint.T if self.swapped else joint
 
     def causes(self, index: Tensor) -> Tensor:
         """The cause's distribution in episodes `index`: (T, N), float64."""
-        return self._distributions(keys.fold(self._episode_keys(index), 1))
+        return self._marginal(keys.fold(self._episode_keys(index), 1))
+
+    def _marginal(self, at: Tensor) -> Tensor:
+        if self.network:
+            return random_network(at, self.network, self.n_categories, None)
+        return dirichlet(at, self.n_categories)
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64: categories as floating numbers."""
