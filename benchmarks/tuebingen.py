@@ -39,7 +39,8 @@ Values = NDArray[np.float64]
 def pairs(archive: Path) -> Iterator[tuple[int, Columns, float]]:
     """Number, columns with the cause first, and weight of every pair of two columns."""
     with zipfile.ZipFile(archive) as opened:
-        for line in opened.read("pairmeta.txt").decode().splitlines():
+        meta = next(name for name in opened.namelist() if name.endswith("pairmeta.txt"))
+        for line in opened.read(meta).decode().splitlines():
             number, *columns, weight = line.split()
             name = f"pair{number}.txt"
             if name not in opened.namelist():
@@ -99,8 +100,8 @@ def main() -> None:
     right: dict[str, list[bool]] = {"causal-transfer, pseudo-interventions": []}
     right |= {name: [] for name in RULES}
     weights, firsts = [], 0
-    archive = arguments.data_dir / "tuebingen_pairs" / "pairs.zip"
-    for number, table, weight in pairs(archive):
+    folder = arguments.data_dir / "tuebingen_pairs"
+    for number, table, weight in pairs(folder / "pairs.zip"):
         flipped = bool(keys.bits(keys.key(arguments.seed, "tuebingen", number), 1) % 2)
         shown = swapped(table) if flipped else table
         found = find_direction(

@@ -256,7 +256,7 @@ CASES = {
     "data set": Case(
         f"{NEW} --data omniglott",
         "data set 'omniglott'",
-        "cifar-fs, fc100, glyphs",
+        "causal-pairs, cifar-fs, fc100, glyphs",
         "mean 'omniglot'?",
     ),
     "a model of images on waves": Case(

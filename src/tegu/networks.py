@@ -120,20 +120,20 @@ class PairNetwork(Network):
     """Cause and effect, both ways: distributions of categories, or mixtures of numbers.
 
     Args:
-        hidden: width of the hidden layers; for categories 0 stands for tables.
+        units: width of the hidden layers; for categories 0 stands for tables.
         components: of mixtures.
     """
 
     name: ClassVar[str] = "pair"
     takes: ClassVar[tuple[str, ...]] = ("pairs",)
 
-    hidden: int = 0
+    units: int = 0
     components: int = 10
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         if inputs.tokens:
-            return category_pair(inputs.tokens, hidden=self.hidden, seed=seed)
-        return mixture_pair(components=self.components, hidden=self.hidden or 32, seed=seed)
+            return category_pair(inputs.tokens, hidden=self.units, seed=seed)
+        return mixture_pair(components=self.components, hidden=self.units or 32, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

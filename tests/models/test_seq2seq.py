@@ -159,11 +159,14 @@ def test_padding_of_commands_and_answers_changes_nothing() -> None:
 
 
 def test_one_beam_is_greedy() -> None:
-    net = plain()
+    net = plain(seed=1)
+    net.out.weight.data *= 8.0  # so that answers differ, and one ends early
+    net.embedding.data *= 3.0
     context = net.encode(X)
     own = net.greedy(context).argmax(-1)
     said = net.beam(context, 1).argmax(-1)
     over = (own == END).cumsum(-1) - (own == END).int() > 0
+    assert bool(over.any() & (own[over] != PAD).any())
     assert torch.equal(said, torch.where(over, PAD, own))
 
 
