@@ -93,7 +93,8 @@ def random_network(at: Tensor, hidden: int, n: int, causes: Tensor | None) -> Te
         into = keys.normal(keys.fold(at, 4), n * hidden).unflatten(-1, (n, hidden))
         bias = bias + (2 / hidden) ** 0.5 * into[causes]
     active = F.leaky_relu(bias)
-    return ((active.unsqueeze(-2) @ out).squeeze(-2) + last).softmax(-1)
+    logits: Tensor = (active.unsqueeze(-2) @ out).squeeze(-2) + last
+    return logits.softmax(-1)
 
 
 def categories(probabilities: Tensor, uniform: Tensor) -> Tensor:
