@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from tegu import keys
-from tegu.causal import Draws, _ranks, find_direction, swapped
+from tegu.causal import Draws, _ranks, _repetition, find_direction, swapped
 from tegu.cli import main
 from tegu.columns import Columns
 from tegu.errors import InputError
@@ -96,6 +96,17 @@ def test_episodes_come_from_the_other_environments() -> None:
     seen = drawn.flatten(1).unique(dim=1)
     assert sorted(drawn.unique().tolist()) == [1, 2]
     assert all(len(one.unique()) == 1 for one in seen)
+
+
+def test_each_repetition_starts_from_another_environment() -> None:
+    sets = [torch.full((12, 2), float(i)) for i in range(3)]
+    for number in range(4):
+        one = _repetition(sets, number, keys.key(number), "numbers")
+        assert one.training.unique().tolist() == [number % 3]
+        assert len(one.training) == 12
+        assert sorted(float(part[0, 0]) for part in one.transfers) == [
+            i for i in range(3) if i != number % 3
+        ]
 
 
 def test_pseudo_interventions_are_twins_and_shift_the_column_they_select_by() -> None:
