@@ -214,7 +214,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--picture", type=Path, default=Path("docs/images/causal-belief.png"))
     arguments = parser.parse_args()
-    start, cells, paths = time.monotonic(), [], []
+    start, cells = time.monotonic(), []
+    paths: dict[bool, dict[str, Beliefs]] = {False: {}, True: {}}
     wanted = arguments.only or [*CASES, "encoder"]
     for key, (name, case, points) in CASES.items():
         if key not in wanted:
@@ -222,7 +223,7 @@ def main() -> None:
         for swapped in (False, True):
             beliefs = case(swapped, arguments.worlds)
             shown = f"{name}, exchanged" if swapped else name
-            paths.append((shown, beliefs))
+            paths[swapped][name] = beliefs
             for episodes in points:
                 published = PUBLISHED.get(episodes) if key == "densities" and not swapped else None
                 cells.append(cell(shown, beliefs[:, episodes], episodes, "belief", published))
@@ -252,10 +253,11 @@ def main() -> None:
     )
     report.write_result(arguments.output, document)
     belief_paths(
-        paths,
+        list(paths[False].items()),
         arguments.picture,
-        title=f"Belief in column 1 -> column 2, median of {arguments.worlds} random worlds",
-        label="belief",
+        title=f"{arguments.worlds} random worlds of each kind; dashed: the effect is in column 1",
+        label="belief in column 1 -> column 2",
+        others=paths[True],
     )
 
 

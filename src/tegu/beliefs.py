@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,9 @@ def belief_paths(
     label: str,
     unit: str = "episodes",
     each: int = 1,
+    others: Mapping[str, NDArray[np.float64]] | None = None,
 ) -> None:
-    """One panel: the median of each group of beliefs, and the band from 10 to 90 per cent of it.
+    """The median of each group of beliefs, and the band from 10 to 90 per cent of it.
 
     Args:
         paths: name of a group, and its beliefs, shape (R, steps + 1), from 0 to 1.
@@ -31,20 +32,25 @@ def belief_paths(
         label: what the beliefs are in.
         unit: what a step is one of.
         each: so many of the unit to a step.
+        others: by the name of a group, beliefs of its counterpart, in its colour and dashed.
     """
-    with picture(path, title, (7.5, 4.2)) as figure:
+    with picture(path, title, (7.5, 4.2 if len(paths) == 1 else 4.8)) as figure:
         axes = figure.subplots()
-        axes.axhline(0.5, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
-        ends: list[tuple[float, str, str]] = []
+        axes.axhline(0.5, color=FAINT, linewidth=1.0)
         longest = max(beliefs.shape[1] for _, beliefs in paths) - 1
-        for (name, beliefs), colour in zip(paths, COLOURS * len(paths), strict=False):
-            steps = np.arange(beliefs.shape[1]) * each
-            low, median, high = np.quantile(beliefs, (0.1, 0.5, 0.9), axis=0)
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(steps, median, color=colour, label=name)
-            ends.append((float(median[-1]), name, colour))
+        for (name, first), colour in zip(paths, COLOURS * len(paths), strict=False):
+            second = (others or {}).get(name)
+            for beliefs, line in ((first, "-"), (second, (0, (4, 2)))):
+                if beliefs is None:
+                    continue
+                steps = np.arange(beliefs.shape[1]) * each
+                low, median, high = np.quantile(beliefs, (0.1, 0.5, 0.9), axis=0)
+                axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+                shown = name if line == "-" else None
+                axes.plot(steps, median, color=colour, linestyle=line, label=shown)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(0, longest * each)
         axes.set_xlabel(unit)
         axes.set_ylabel(label)
-        axes.legend(loc="center right", frameon=False)
+        if len(paths) > 1:
+            figure.legend(loc="outside lower left", ncols=2, frameon=False)
