@@ -28,6 +28,8 @@ from tegu.graphs import Learnt, learn
 from tegu.learners import CausalGraph
 from tegu.models import MaskedMlps
 
+LISTS = ("families", "sizes")
+
 
 def learnt(family: str, k: int, count: int, arguments: argparse.Namespace) -> tuple[Learnt, Tensor]:
     """Beliefs about `count` worlds, and their true graphs (W, k, k)."""
@@ -91,7 +93,9 @@ def main() -> None:
     )
     parser.add_argument("--picture", type=Path, default=Path("docs/images/causal-graphs.png"))
     arguments = parser.parse_args()
-    options = [f"--set {' '.join(f'{k}={v}' for k, v in arguments.set)}"] if arguments.set else []
+    options = [f"--{name} {' '.join(map(str, getattr(arguments, name)))}" for name in LISTS]
+    if arguments.set:
+        options.append("--set " + " ".join(f"{name}={value}" for name, value in arguments.set))
     arguments.set = dict(arguments.set)
     torch.set_num_threads(1)
     made, courses, example, began = [], {}, None, time.process_time()

@@ -38,7 +38,7 @@ def test_a_table_gives_its_graph() -> None:
     tables, environments = [chain(900, keys.key(1))], [torch.zeros(900).long()]
     for number in range(6):
         tables.append(chain(150, keys.key(2, number), target=number % 3, value=1 + number // 3))
-        environments.append(torch.full((150,), 40 - 5 * number))
+        environments.append(torch.full((150,), 20 - 7 * number))
     table = torch.cat(tables)
     belief = recover(table, torch.cat(environments), meta_iterations=200)
     truth = torch.zeros(3, 3)

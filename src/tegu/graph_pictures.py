@@ -33,8 +33,8 @@ def recovery(
             )
             curve.fill_between(seen, low, high, color=colour, alpha=0.15, linewidth=0)
             curve.plot(seen, middle, color=colour, label=label)
-        curve.set_xlabel("interventions seen")
-        curve.set_ylabel("structural Hamming distance: median, quartiles")
+        curve.set_xlabel("episodes")
+        curve.set_title("structural Hamming distance: median, quartiles", loc="left", fontsize=10)
         curve.set_ylim(bottom=0)
         curve.legend(frameon=False)
         for axes, values, title in ((left, truth, "true graph"), (right, belief, "belief")):
