@@ -23,10 +23,10 @@ from torch import Tensor
 from tegu import report
 from tegu.datasets import CausalGraphs
 from tegu.datasets.causal_graphs import FAMILIES, belief_entropy, structural_distance
-from tegu.graph_pictures import recovery
 from tegu.graphs import Learnt, learn
 from tegu.learners import CausalGraph
 from tegu.models import MaskedMlps
+from tegu.pictures import recovery
 
 LISTS = ("families", "sizes")
 

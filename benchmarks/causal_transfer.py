@@ -30,13 +30,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from tegu import keys, report
-from tegu.beliefs import belief_paths
 from tegu.datasets.causal_pairs import CategoryPairs, ContinuousPairs
 from tegu.engine.worlds import stacked, train_worlds
 from tegu.inner import Params
 from tegu.learners.causal_transfer import ANGLE, GAMMA, CausalTransfer
 from tegu.models import ExpertPair, category_pair, mixture_pair, tables_of
 from tegu.models.experts import fit_joint
+from tegu.pictures import belief_paths
 
 SOURCE = "arXiv:1901.10912, curve of the published code (figures/alphas_continuous.npz)"
 PUBLISHED = {1: 0.525, 51: 0.982, 101: 0.9985, 500: 0.99999}

@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from tegu import datasets, keys, recipes, report
-from tegu.bands import Band, predictive_bands
 from tegu.datasets.gaussian_processes import KERNELS, posterior
 from tegu.engine.vectorise import Vectorised, tensors_of
 from tegu.episodes import Examples, select
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.losses import log_likelihood, moments
+from tegu.pictures import Band, predictive_bands
 
 Runs = dict[str, tuple[Job, Params, float]]  # job, parameters and seconds by learner
 NOISES = (0.1, 0.02)

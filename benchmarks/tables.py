@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tegu import report
+from tegu import pictures, report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/*.md")
@@ -41,7 +41,7 @@ def draw() -> None:
     figures = [(1 / document["cells"][0]["protocol"]["n_way"], 0.0)]
     figures += [(one["value"], one["ci95"]) for one in document["cells"]]
     rows = [(name, *figure) for name, figure in zip(names, figures, strict=True)]
-    report.comparison(
+    pictures.comparison(
         rows,
         ROOT / "docs/images/quickstart.png",
         title="Unseen characters, 5-way 1-shot: what meta-learning adds",

@@ -134,39 +134,49 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
         one.add_argument(
             flag, action="append", metavar="NAME", help=f"{what} only; may be repeated"
         )
-    for flag, kind, default, text in (
+    _defaulted(
+        one,
         ("--seconds", float, 180.0, "training time of each learner on each data set"),
         ("--episodes", int, 1000, "unseen tasks for each figure"),
         ("--seed", int, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
         ("--precision", str, "fp32", "fp32 or bf16"),
         ("--device", str, "cpu", "cpu or cuda"),
-    ):
+    )
+    _places(one, "leaderboard", "leaderboard")
+
+
+def _defaulted(one: argparse.ArgumentParser, *flags: tuple[str, type, Any, str]) -> None:
+    """Adds flags of a type, each with a default that its help tells."""
+    for flag, kind, default, text in flags:
         text = f"{text} (default: {default})"
         one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
+
+
+def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
+    """Adds where a comparison of learners reads data, keeps entries and writes its result."""
     one.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data sets here first")
     one.add_argument(
-        "--run", type=Path, metavar="DIR", help="folder of entries (default: runs/leaderboard)"
+        "--run", type=Path, metavar="DIR", help=f"folder of entries (default: runs/{folder})"
     )
     one.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="result file (default: benchmarks/results/leaderboard.json where that folder "
-        "exists, else in that folder)",
+        help=f"result file (default: benchmarks/results/{result}.json where that folder exists, "
+        "else in the folder of entries)",
     )
 
 
 def _causal(one: argparse.ArgumentParser) -> None:
     one.add_argument("file", type=Path, metavar="FILE", help="CSV, or columns between blanks")
-    for flag, kind, default, text in (
+    _defaulted(
+        one,
         ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
         ("--seed", int, 0, "seed of everything random"),
         ("--repetitions", int, 12, "beliefs, each from a bootstrap sample of its own"),
         ("--updates", int, 60, "updates of each belief, by two episodes each"),
-    ):
-        text = f"{text} (default: {default})"
-        one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
+    )
     one.add_argument(
         "--environment",
         metavar="COLUMN",
@@ -186,26 +196,15 @@ def _compare(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--data", metavar="NAME", help="data set (default: the first whose tasks all of them learn)"
     )
-    for flag, kind, default, text in (
+    _defaulted(
+        one,
         ("--seconds", float, 300.0, "meta-training of each learner"),
         ("--episodes", int, 300, "unseen tasks for each point of the curve"),
         ("--seed", int, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
         ("--precision", str, "fp32", "fp32 or bf16"),
-    ):
-        text = f"{text} (default: {default})"
-        one.add_argument(flag, type=kind, default=default, metavar=flag[2:].upper(), help=text)
-    one.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data sets here first")
-    one.add_argument(
-        "--run", type=Path, metavar="DIR", help="folder of entries (default: runs/compare)"
     )
-    one.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="result file (default: benchmarks/results/compare-LEARNER-LEARNER.json where "
-        "that folder exists, else in that folder)",
-    )
+    _places(one, "compare", "compare-LEARNER-LEARNER")
 
 
 SHORT = {

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from tegu import compare, recipes, report
 from tegu import leaderboard as board
-from tegu.beliefs import belief_paths
+from tegu import pictures as draw
 from tegu.causal import find_direction
 from tegu.columns import read_columns
 from tegu.console import bar, say, training
@@ -69,12 +70,10 @@ def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outco
     job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
     name = job.recipe.name
     folder = arguments.run or Path("runs") / name
-    shared = Path("benchmarks/results")
-    output = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
     others = _beside(job, arguments, overrides)
     for one in (job, *others):
         one.check()
-    _check_output(output)
+    output = _output(arguments, folder, name)
     params, last, pictures = _train(job, folder, resume=arguments.resume)
     cells = _score(job, params)
     if others:
@@ -112,7 +111,7 @@ def _labelled(cells: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]:
 def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
     rows = [(one["protocol"]["learner"], one["value"], one["ci95"]) for one in cells]
     metric = job.measure.metric
-    report.comparison(
+    draw.comparison(
         rows,
         path,
         title=job.recipe.title,
@@ -158,23 +157,17 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
 
 def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """All learners at one budget, each in a process of its own."""
-    budget = Budget(
-        seconds=arguments.seconds,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        precision=arguments.precision,
-        threads=arguments.threads,
-        device=arguments.device,
-    )
+    budget = _budget(Budget, arguments)
     learners = arguments.learner or board.contenders()
     for name in learners:
         if name not in board.contenders():
             raise unknown("learner of classes", name, board.contenders())
     boards = arguments.data or ["omniglot", "cifar-fs"]
     folder = arguments.run or Path("runs/leaderboard")
-    shared = Path("benchmarks/results")
-    output = arguments.output or (shared if shared.is_dir() else folder) / "leaderboard.json"
-    _check_output(output)
+    output = _output(arguments, folder, "leaderboard")
+    words = [w for name in arguments.learner or () for w in ("--learner", name)]
+    words += [w for name in arguments.data or () for w in ("--data", name)]
+    words += _told(budget)
     with bar("leaderboard", len(learners) * len(boards), unit="entries") as tell:
         document = board.run(
             learners,
@@ -182,7 +175,7 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
             budget,
             folder,
             data_dir=arguments.data_dir,
-            command=f"tegu leaderboard{_board_settings(arguments)}",
+            command=shlex.join(["tegu", "leaderboard", *words]),
             progress=lambda done, _total, note: tell(done, note),
         )
     report.write_result(output, document)
@@ -197,8 +190,7 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
 
 def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     """Learners side by side, each in a process of its own."""
-    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(compare.Budget)}
-    budget, names = compare.Budget(**given), arguments.learners
+    budget, names = _budget(compare.Budget, arguments), arguments.learners
     data = arguments.data
     if data is None:
         able = compare.common(names)
@@ -211,14 +203,8 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
             )
         data = able[0]
     folder = arguments.run or Path("runs/compare")
-    shared = Path("benchmarks/results")
-    name = f"compare-{'-'.join(names)}.json"
-    output = arguments.output or (shared if shared.is_dir() else folder) / name
-    _check_output(output)
-    words = [f" --data {data}" if arguments.data else ""]
-    for key, default in vars(compare.Budget()).items():
-        if (value := given[key]) != default:
-            words.append(f" --{key} {value:g}" if key == "seconds" else f" --{key} {value}")
+    output = _output(arguments, folder, f"compare-{'-'.join(names)}")
+    words = [*names, *(["--data", data] if arguments.data else []), *_told(budget)]
     with bar("compare", len(names), unit="learners") as tell:
         document, entries = compare.run(
             names,
@@ -226,24 +212,38 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
             budget,
             folder,
             data_dir=arguments.data_dir,
-            command=f"tegu compare {' '.join(names)}{''.join(words)}",
+            command=shlex.join(["tegu", "compare", *words]),
             progress=lambda done, _total, note: tell(done, note),
         )
     report.write_result(output, document)
     picture = folder / f"{data}-{'-'.join(names)}.png"
-    compare.draw(entries, picture, title=f"{' and '.join(names)} on {data}")
+    draw.side_by_side(entries, picture, title=f"{' and '.join(names)} on {data}")
     text = [compare.table(entries, budget), *_listed([picture]), f"result: {output}"]
     return document, "\n".join(text)
 
 
-def _board_settings(arguments: argparse.Namespace) -> str:
-    default = Budget()
-    words = [f" --learner {name}" for name in arguments.learner or ()]
-    words += [f" --data {name}" for name in arguments.data or ()]
-    for key, value in vars(default).items():
-        if (given := getattr(arguments, key)) != value:
-            words.append(f" --{key} {given:g}" if key == "seconds" else f" --{key} {given}")
-    return "".join(words)
+def _budget(kind: type[Any], arguments: argparse.Namespace) -> Any:
+    """A budget of some kind, whose fields are options of the command."""
+    return kind(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(kind)})
+
+
+def _told(budget: Any) -> list[str]:
+    """The options that make this budget of the usual one."""
+    usual = vars(type(budget)())
+    said = {key: value for key, value in vars(budget).items() if value != usual[key]}
+    return [
+        word
+        for key, value in said.items()
+        for word in (f"--{key}", f"{value:g}" if isinstance(value, float) else str(value))
+    ]
+
+
+def _output(arguments: argparse.Namespace, folder: Path, name: str) -> Path:
+    """Where a result goes: as told, else among the project's results, else into the folder."""
+    shared = Path("benchmarks/results")
+    path: Path = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
+    _check_output(path)
+    return path
 
 
 def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path) -> None:
@@ -256,7 +256,7 @@ def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path)
         name = protocol["learner"]
         rows.setdefault(name, (name, one["value"], one["ci95"], one["cost"]["adapt_ms"]))
     way = board.BOARDS[data].n_way
-    report.tradeoff(
+    draw.tradeoff(
         list(rows.values()),
         path,
         title=f"{data}, {way}-way {n_shot}-shot: what each learner reaches, and what a task costs",
@@ -282,7 +282,7 @@ def causal(arguments: argparse.Namespace) -> Outcome:
             progress=lambda done: tell(done, ""),
         )
     (a, b), (low, high) = found.names, found.band
-    belief_paths(
+    draw.belief_paths(
         [(f"{a} -> {b}", found.path)],
         output,
         title=f"{found.direction}: belief over {found.episodes} episodes",
@@ -400,7 +400,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     gain = 100 * (after.value - rows["scratch"].value)
     title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
     picture = folder / "comparison.png"
-    report.comparison(bars, picture, title=title, highlight=labels["after"])
+    draw.comparison(bars, picture, title=title, highlight=labels["after"])
     shown = folder / "episode.png"
     _picture_episode(job, cell, params, shown)
     pictures = [picture, shown, *pictures]
@@ -457,7 +457,7 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
         pictures.append(folder / "learning-curve.png")
         chance = 1 / recipe.train.n_way if metric == "accuracy" else None
         title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
-        report.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
+        draw.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
     if job.recipe.data.name == "sinusoids":
         pictures.append(folder / "fit.png")
         _picture_fit(job, params, pictures[-1])
@@ -547,7 +547,7 @@ def _picture_episode(job: Job, cell: Cell, params: Params, path: Path) -> None:
     guessed = engine.predict(params, state, batch.query).argmax(-1)
     one = select(batch, 0)
     right = int((guessed[0] == one.query.y).sum())
-    report.episode(
+    draw.episode(
         one.support.x,
         one.support.y,
         one.query.x,
@@ -573,7 +573,7 @@ def _picture_fit(job: Job, params: Params, path: Path) -> None:
         if learner.loss is gaussian:
             outputs, _ = moments(outputs, batch.query.y.shape[-1])
         fits.append((name if steps else "learnt", outputs))
-    report.sinusoid_fit(
+    draw.sinusoid_fit(
         batch.query.x,
         batch.query.y,
         batch.support.x,

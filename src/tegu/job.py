@@ -21,7 +21,7 @@ from tegu.losses import MEASURES, Measure
 from tegu.networks import NETWORKS
 from tegu.recipes import Cell, Recipe
 from tegu.sampling import ClassBatches, Tasks
-from tegu.sources import SOURCES
+from tegu.sources import SOURCES, Wanted
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
@@ -148,15 +148,13 @@ class Job:
         training: bool = False,
     ) -> Tasks:
         """Episodes of a split; n_way 0 is that of training."""
-        return self.recipe.data.tasks(
-            split,
-            self.data(split) if self.targets == "classes" else None,
-            n_way=n_way or self.recipe.train.n_way,
-            n_shot=n_shot,
-            n_query=n_query,
-            seed=seed,
-            training=training,
+        classes = self.targets == "classes"
+        # Only episodes of classes can go without queries.
+        n_query = n_query if classes else max(n_query, 1)
+        wanted = Wanted(
+            split, n_way or self.recipe.train.n_way, n_shot, n_query, seed, training=training
         )
+        return self.recipe.data.tasks(wanted, self.data(split) if classes else None)
 
     def judge(self, cell: Cell, learner: Learner | None = None) -> Learner:
         """The learner as a figure wants it: its ways, its normalisation, its mini-batches.

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tegu.models.linear import dense
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) -> Tensor:
     """Multi-head scaled dot-product attention of each query to a set.
@@ -26,25 +28,25 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, heads: int) 
     Reference:
         Vaswani et al. (2017), arXiv:1706.03762, section 3.2, without the projections.
     """
-    query = query * (query.shape[-1] // heads) ** -0.5
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (query, key, value))
-    alike = q @ k.transpose(-1, -2)  # (H, Q, S)
-    # Added, since filling every row of scores costs as much as the softmax.
-    outside = torch.zeros_like(mask, dtype=alike.dtype)
-    outside = outside.masked_fill(~mask, torch.finfo(alike.dtype).min)
-    weights = (alike + outside).softmax(-1)
-    out: Tensor = (weights @ v).transpose(-2, -3).flatten(-2)
+    values = value.unflatten(-1, (heads, -1)).transpose(-2, -3)
+    weights = attention(query, key, mask, heads).to(value.dtype)
+    out: Tensor = (weights @ values).transpose(-2, -3).flatten(-2)
     return out
 
 
-def dense(
-    in_width: int, out_width: int, generator: torch.Generator, *, bias: bool = True
-) -> nn.Linear:
-    """A layer with torch's usual initial weights, drawn from a generator."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, out_width, bias=bias)
-    for parameter in layer.parameters():
-        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
-    return layer
+def attention(query: Tensor, key: Tensor, mask: Tensor, heads: int) -> Tensor:
+    """What each query attends to: weights (H, Q, S) that sum to 1 over the set.
+
+    Arguments are those of `attend`.
+    """
+    query = query * (query.shape[-1] // heads) ** -0.5
+    q, k = (part.unflatten(-1, (heads, -1)).transpose(-2, -3) for part in (query, key))
+    alike = q @ k.transpose(-1, -2)
+    # Added, since filling every row of scores costs as much as the softmax.
+    outside = torch.zeros_like(mask, dtype=alike.dtype)
+    outside = outside.masked_fill(~mask, torch.finfo(alike.dtype).min)
+    weights: Tensor = (alike + outside).softmax(-1)
+    return weights
 
 
 class Dense(nn.Sequential):

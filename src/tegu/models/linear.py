@@ -1,4 +1,4 @@
-"""A dense layer whose start is a function of a generator."""
+"""Dense layers whose start is a function of a generator."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ class Linear(nn.Linear):
         nn.init.xavier_uniform_(weight, generator=generator)
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(out_width))
+
+
+def dense(
+    in_width: int, out_width: int, generator: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
+    """A layer with torch's usual initial weights, drawn from a generator."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, in_width, out_width, bias=bias)
+    for parameter in layer.parameters():
+        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
+    return layer

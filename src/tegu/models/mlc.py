@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tegu.datasets.tokens import PAD, START
 from tegu.errors import InputError, unknown
+from tegu.models.linear import Linear
 
 REACH = ("example", "episode")
 
@@ -68,9 +69,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         bound = math.sqrt(6 / (4 * width))
-        self.in_proj_weight = nn.Parameter(_uniform((3 * width, width), bound, generator))
+        weight = torch.empty(3 * width, width).uniform_(-bound, bound, generator=generator)
+        self.in_proj_weight = nn.Parameter(weight)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = _dense(width, width, generator)
+        self.out_proj = Linear(width, width, generator=generator)
 
     def _split(self, x: Tensor) -> Tensor:
         """(..., N, D) to (H, ..., N, D / H)."""
@@ -146,8 +148,8 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.self_attn = Attention(width, heads, generator)
-        self.linear1 = _dense(width, feedforward, generator)
-        self.linear2 = _dense(feedforward, width, generator)
+        self.linear1 = Linear(width, feedforward, generator=generator)
+        self.linear2 = Linear(feedforward, width, generator=generator)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor, shared: Bank | None, drop: Drop = _kept) -> Tensor:
@@ -179,8 +181,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(width, heads, generator)
         self.multihead_attn = Attention(width, heads, generator)
-        self.linear1 = _dense(width, feedforward, generator)
-        self.linear2 = _dense(feedforward, width, generator)
+        self.linear1 = Linear(width, feedforward, generator=generator)
+        self.linear2 = Linear(feedforward, width, generator=generator)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(
@@ -279,7 +281,7 @@ class StudyTransformer(nn.Module):
             DecoderLayer(width, heads, feedforward, generator) for _ in range(decoder)
         )
         self.norm_memory, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.out = _dense(width, symbols, generator)
+        self.out = Linear(width, symbols, generator=generator)
 
     def study(self, commands: Tensor, outputs: Tensor, mask: Tensor, drop: Drop = _kept) -> Study:
         """Encodes examples: words (S, L), symbols (S, M), real examples (S,)."""
@@ -348,15 +350,3 @@ class StudyTransformer(nn.Module):
         rate = torch.arange(0, self.width, 2, device=x.device, dtype=x.dtype) / self.width
         angle = at[:, None] * torch.exp(-math.log(10_000.0) * rate)
         return x + torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
-
-
-def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-def _dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
-    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, in_width, out_width)
-    bound = math.sqrt(6 / (in_width + out_width))  # Glorot and Bengio (2010), as the paper's
-    layer.weight.detach().copy_(_uniform((out_width, in_width), bound, generator))
-    layer.bias.detach().zero_()
-    return layer

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tegu.errors import unknown
+from tegu.models.linear import dense
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -48,21 +49,14 @@ class Mlp(nn.Module):
         layers: list[nn.Module] = [nn.Flatten()]
         self.feature_width = in_width
         for width in hidden:
-            layers += [_dense(self.feature_width, width, generator), ACTIVATIONS[activation]()]
+            layers += [dense(self.feature_width, width, generator), ACTIVATIONS[activation]()]
             self.feature_width = width
         self.body = nn.Sequential(*layers)
         self.head: nn.Module = nn.Identity()
         if out_width:
-            self.head = _dense(self.feature_width, out_width, generator)
+            self.head = dense(self.feature_width, out_width, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, ...) to outputs (B, out_width), or to features (B, D)."""
         out: Tensor = self.head(self.body(x))
         return out
-
-
-def _dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
-    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, in_width, out_width)
-    for parameter in layer.parameters():
-        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
-    return layer

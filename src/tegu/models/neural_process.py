@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tegu.errors import InputError, unknown
-from tegu.models.attention import Dense, SelfAttention, attend, dense, log_scale, waves
+from tegu.models.attention import Dense, SelfAttention, attend, log_scale, waves
+from tegu.models.linear import dense
 
 PATHS = ("mean", "attention", "")
 SET = dict[str, Tensor]  # what encoding a set gives

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tegu import keys
 from tegu.datasets.tokens import END, PAD, START
 from tegu.errors import InputError
+from tegu.models.linear import dense
 from tegu.models.lstm import Lstm
 
 NEVER = -1e4  # score of what cannot be; finite, so that a row of nothing else has gradients
@@ -156,8 +157,8 @@ class Seq2Seq(nn.Module):
         self.commands = Encoder(n_inputs, width, layers, dropout, generator, packed=packed)
         self.embedding = _embedding(n_outputs, width, generator)
         self.lstm = Lstm(width, layers, 1, generator, packed=packed)
-        self.attended = _dense(2 * width, width, generator)
-        self.out = _dense(width, n_outputs, generator)
+        self.attended = dense(2 * width, width, generator)
+        self.out = dense(width, n_outputs, generator)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Logits (B, M, V) for commands x (B, L): told the targets y (B, M), or greedily."""
@@ -276,7 +277,7 @@ class MemorySeq2Seq(Seq2Seq):
         )
         generator = torch.Generator().manual_seed(seed + 1)
         self.actions = Encoder(n_outputs, width, layers, dropout, generator, packed=packed)
-        self.recalled = _dense(2 * width, width, generator)
+        self.recalled = dense(2 * width, width, generator)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Logits (B, M, V), with nothing in memory."""
@@ -331,10 +332,3 @@ def _dropped(
 
 def _embedding(n_tokens: int, width: int, generator: torch.Generator) -> nn.Parameter:
     return nn.Parameter(torch.empty(n_tokens, width).normal_(generator=generator))
-
-
-def _dense(in_width: int, out_width: int, generator: torch.Generator) -> nn.Linear:
-    layer: nn.Linear = torch.nn.utils.skip_init(nn.Linear, in_width, out_width)
-    for parameter in layer.parameters():
-        parameter.detach().uniform_(-(in_width**-0.5), in_width**-0.5, generator=generator)
-    return layer

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu.errors import InputError
+from tegu.models.attention import attend, attention
 
 Memory = dict[str, Tensor]
 
@@ -98,7 +99,7 @@ class TableTransformer(nn.Module):
         last = _normed(tokens, self.last, self.last_shift)
         read = F.linear(last, self.read, self.read_shift)
         query = F.linear(last, self.vote_query)
-        weights = _weights(_split(query, self.heads), _split(memory["keys"], self.heads), mask)
+        weights = attention(query, memory["keys"], mask, self.heads)
         share = weights.mean(0) @ memory["votes"].to(weights.dtype)
         dtype = torch.promote_types(share.dtype, torch.float32)
         scores = read.to(dtype) + torch.log(share.to(dtype) + 1e-3)
@@ -130,25 +131,12 @@ class _Block(nn.Module):
         normed = _normed(tokens, self.norm, self.norm_shift)
         if both is None:
             both = F.linear(normed, self.both)
-        query = F.linear(normed, self.query)
-        query, key, value = (_split(x, self.heads) for x in (query, *both.chunk(2, -1)))
-        weights = _weights(query, key, mask)
-        mixed = (weights.to(value.dtype) @ value).transpose(0, 1).flatten(1)
+        key, value = both.chunk(2, -1)
+        mixed = attend(F.linear(normed, self.query), key, value, mask, self.heads)
         tokens = tokens + F.linear(mixed, self.mix)
         normed = _normed(tokens, self.norm2, self.norm2_shift)
         wide = F.gelu(F.linear(normed, self.wide, self.wide_shift), approximate="tanh")
         return tokens + F.linear(wide, self.narrow, self.narrow_shift), both
-
-
-def _weights(query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """Attention (heads, Q, S) to the rows that `mask` marks."""
-    alike = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-    return F.softmax(alike.masked_fill(~mask, torch.finfo(alike.dtype).min), -1)
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    """(rows, width) to (heads, rows, width / heads)."""
-    return x.view(len(x), heads, -1).transpose(0, 1)
 
 
 def _normed(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:

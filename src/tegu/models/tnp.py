@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tegu.errors import InputError
-from tegu.models.attention import Dense, attend, dense, log_scale, waves
+from tegu.models.attention import Dense, attend, log_scale, waves
+from tegu.models.linear import dense
 
 Layers = dict[str, Tensor]  # keys and values of a support set in each layer, and its mask
 

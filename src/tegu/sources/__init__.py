@@ -8,7 +8,7 @@ from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
 from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 from tegu.sources.tables import Tables
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Sinusoids",
     "Source",
     "Tables",
+    "Wanted",
 ]
 
 SOURCES: dict[str, type[Source]] = {

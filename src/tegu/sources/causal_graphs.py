@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tegu import datasets
 from tegu.datasets import ClassDataset
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +42,18 @@ class CausalGraphs(Source):
     def inputs(self) -> Inputs:
         return Inputs("categories", (self.variables,), tokens=self.n_categories)
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.CausalGraphs(  # not by `seed`, which would make it another world
-            split,
-            n_shot=n_shot,
-            n_query=max(n_query, 1),
+            wanted.split,
+            n_shot=wanted.n_shot,
+            n_query=wanted.n_query,
             family=self.family,
             variables=self.variables,
             world=self.world,
             n_categories=self.n_categories,
             parents=self.parents,
             intervention=self.intervention,
-            changed_query=not training,
+            changed_query=not wanted.training,
         )
 
     def protocol(self) -> dict[str, Any]:

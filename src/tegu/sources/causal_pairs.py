@@ -10,7 +10,7 @@ from tegu import datasets
 from tegu.datasets import ClassDataset
 from tegu.errors import InputError
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,21 +48,11 @@ class CausalPairs(Source):
     def inputs(self) -> Inputs:
         return Inputs("pairs", (2,), tokens=self.n_categories)
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         shown: dict[str, Any] = {  # not by `seed`, which would make it another world
-            "split": split,
-            "n_shot": n_shot,
-            "n_query": max(n_query, 1),
+            "split": wanted.split,
+            "n_shot": wanted.n_shot,
+            "n_query": wanted.n_query,
             "world": self.world,
             "swapped": self.swapped,
         }

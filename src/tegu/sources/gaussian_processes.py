@@ -10,7 +10,7 @@ from tegu import datasets
 from tegu.datasets import ClassDataset
 from tegu.errors import InputError
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +43,14 @@ class GaussianProcesses(Source):
     def inputs(self) -> Inputs:
         return Inputs("vectors", (1,), outputs=1)
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
-        if n_shot < self.fewest:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
+        if wanted.n_shot < self.fewest:
             raise InputError(
-                f"at most {n_shot} support points and at least {self.fewest}",
+                f"at most {wanted.n_shot} support points and at least {self.fewest}",
                 "n_shot of data.fewest or more",
-                f"Write train.n_shot=46, say, or data.fewest={n_shot}.",
+                f"Write train.n_shot=46, say, or data.fewest={wanted.n_shot}.",
             )
-        return self._process(split, n_shot, max(n_query, 1), seed)
+        return self._process(wanted.split, wanted.n_shot, wanted.n_query, wanted.seed)
 
     def _process(self, split: str, most: int, n_query: int, seed: int) -> Tasks:
         return datasets.GaussianProcesses(

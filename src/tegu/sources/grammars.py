@@ -12,7 +12,7 @@ from tegu.datasets.grammars import COMMANDS, OUTPUTS
 from tegu.datasets.tokens import WORDS
 from tegu.errors import unknown
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 TESTS = ("meta_test", "gold", "human")
 
@@ -55,22 +55,12 @@ class Grammars(Source):
             longest=self.longest + 1,
         )
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.Grammars(
-            self.test if split == "meta_test" else split,
-            seed,
-            n_support=n_shot,
-            n_query=n_query,
+            self.test if wanted.split == "meta_test" else wanted.split,
+            wanted.seed,
+            n_support=wanted.n_shot,
+            n_query=wanted.n_query,
             longest=self.longest,
         )
 

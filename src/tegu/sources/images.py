@@ -17,7 +17,7 @@ from tegu.datasets import (
 from tegu.datasets.augment import Augment, standard
 from tegu.errors import unknown
 from tegu.sampling import FewShotTasks, Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,20 +46,18 @@ class Images(Source):
         """The augmentation of training images, by name."""
         return standard(self.shape[0], paper=1.0) if self.augment else None
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         assert data is not None
-        varied = self.varied() if training else None
-        return FewShotTasks(data, n_way, n_shot, n_query, seed, varied, within=self.within)
+        varied = self.varied() if wanted.training else None
+        return FewShotTasks(
+            data,
+            wanted.n_way,
+            wanted.n_shot,
+            wanted.n_query,
+            wanted.seed,
+            varied,
+            within=self.within,
+        )
 
     def protocol(self) -> dict[str, Any]:
         return {"within": "group" if self.within else None}

@@ -11,7 +11,7 @@ from tegu.datasets import ClassDataset
 from tegu.datasets.scan import KINDS, MEANINGS
 from tegu.errors import InputError, unknown
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +56,13 @@ class Scan(Source):
             longest=source.steps,
         )
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.Scan(
             self.task,
-            split,
-            n_shot,
-            max(n_query, 1),
-            seed,
+            wanted.split,
+            wanted.n_shot,
+            wanted.n_query,
+            wanted.seed,
             meanings=self.meanings,
             strict=self.strict,
         )
@@ -112,21 +102,13 @@ class MutualExclusivity(Source):
             longest=source.steps,
         )
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
-        if n_shot != 3:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
+        if wanted.n_shot != 3:
             raise InputError(
-                f"n_shot is {n_shot} on mutual-exclusivity",
+                f"n_shot is {wanted.n_shot} on mutual-exclusivity",
                 "3: all but one of its four words",
                 "Write n_shot=3.",
             )
-        return datasets.MutualExclusivity(split, max(n_query, 1), seed, longest=self.longest)
+        return datasets.MutualExclusivity(
+            wanted.split, wanted.n_query, wanted.seed, longest=self.longest
+        )

@@ -13,7 +13,7 @@ from tegu.datasets.scan_study import TASKS
 from tegu.datasets.tokens import WORDS
 from tegu.errors import unknown
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +52,14 @@ class ScanStudy(Source):
             longest=49,
         )
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.ScanStudy(
-            self.task, split, seed, n_support=n_shot, n_query=n_query, shown=self.shown
+            self.task,
+            wanted.split,
+            wanted.seed,
+            n_support=wanted.n_shot,
+            n_query=wanted.n_query,
+            shown=self.shown,
         )
 
     def protocol(self) -> dict[str, Any]:

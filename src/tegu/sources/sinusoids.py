@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from tegu import datasets
 from tegu.datasets import ClassDataset
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +33,12 @@ class Sinusoids(Source):
     def inputs(self) -> Inputs:
         return Inputs("vectors", (1,), outputs=1)
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.Sinusoids(
-            split,
-            n_shot=n_shot,
-            n_query=max(n_query, 1),
-            seed=seed,
-            grid_query=self.grid_query or split != "meta_train",
+            wanted.split,
+            n_shot=wanted.n_shot,
+            n_query=wanted.n_query,
+            seed=wanted.seed,
+            grid_query=self.grid_query or wanted.split != "meta_train",
             phase=(0.0, self.phase),
         )

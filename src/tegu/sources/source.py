@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from tegu.datasets import ClassDataset
 from tegu.errors import InputError, unknown
@@ -37,6 +37,26 @@ class Inputs:
     def wider(self, extra: int) -> Inputs:
         """With so many more channels or numbers."""
         return Inputs(self.kind, (self.shape[0] + extra, *self.shape[1:]), self.outputs)
+
+
+class Wanted(NamedTuple):
+    """Which episodes a source is asked for.
+
+    Attributes:
+        split: "meta_train", "meta_val" or "meta_test".
+        n_way: classes of a task, where there are some.
+        n_shot: support examples, of each class where there are some.
+        n_query: query examples, likewise; 0 only where there are classes.
+        seed: of the whole sequence of episodes.
+        training: whether these are learned from, and so may be varied.
+    """
+
+    split: str
+    n_way: int
+    n_shot: int
+    n_query: int
+    seed: int
+    training: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +101,12 @@ class Source:
             "Take glyphs or omniglot, say.",
         )
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         """Episodes of a split.
 
         Args:
-            split: "meta_train", "meta_val" or "meta_test".
+            wanted: which, and of what size.
             data: what `load` gave, on its device; None without classes.
-            n_way: classes of a task, where there are some.
-            n_shot: support examples, of each class where there are some.
-            n_query: query examples, likewise.
-            seed: of the whole sequence of episodes.
-            training: whether these are learned from, and so may be varied.
         """
         raise TypeError(f"{type(self).__name__} has no tasks()")
 

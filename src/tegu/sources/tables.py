@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tegu.datasets import ClassDataset, SyntheticTables
 from tegu.sampling import Tasks
-from tegu.sources.source import Inputs, Source
+from tegu.sources.source import Inputs, Source, Wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +38,15 @@ class Tables(Source):
     def inputs(self) -> Inputs:
         return Inputs("tables", (self.n_features,))
 
-    def tasks(
-        self,
-        split: str,
-        data: ClassDataset | None,
-        *,
-        n_way: int,
-        n_shot: int,
-        n_query: int,
-        seed: int,
-        training: bool,
-    ) -> Tasks:
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         some: dict[str, Any] = {"families": self.families} if self.families else {}
         return SyntheticTables(
-            split,
-            n_shot,
-            n_query,
-            seed,
-            n_way=n_way,
+            wanted.split,
+            wanted.n_shot,
+            wanted.n_query,
+            wanted.seed,
+            n_way=wanted.n_way,
             n_features=self.n_features,
-            least_support=min(self.least_support, n_shot),
+            least_support=min(self.least_support, wanted.n_shot),
             **some,
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tegu.errors import InputError
-from tegu.report import BLUE, FAINT, INK, picture
+from tegu.pictures.style import BLUE, FAINT, INK, picture
 
 
 class Band(NamedTuple):

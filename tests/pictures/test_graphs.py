@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from tegu.graph_pictures import recovery
+from tegu.pictures import recovery
 
 
 def test_a_picture_shows_distances_and_both_graphs(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tegu import beliefs, report
+from tegu.pictures import beliefs, style
 
 
 def test_medians_bands_and_counterparts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_medians_bands_and_counterparts(tmp_path: Path, monkeypatch: pytest.Monk
 
     @contextmanager
     def kept(*arguments: Any) -> Iterator[Any]:
-        with report.picture(*arguments) as figure:
+        with style.picture(*arguments) as figure:
             yield figure
             seen.append(figure)
 

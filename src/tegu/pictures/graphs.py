@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.report import COLOURS, FAINT, INK, picture
+from tegu.pictures.style import COLOURS, FAINT, INK, picture
 
 
 def recovery(

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tegu.report import BLUE, FAINT, GREEN, ORANGE, RED, SKY, picture
-
-COLOURS = (BLUE, RED, GREEN, ORANGE, SKY)
+from tegu.pictures.style import COLOURS, FAINT, picture
 
 
 def belief_paths(

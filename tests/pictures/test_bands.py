@@ -13,10 +13,9 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from tegu import bands
-from tegu.bands import Band, predictive_bands
 from tegu.errors import InputError
-from tegu.report import BLUE, FAINT
+from tegu.pictures import Band, bands, predictive_bands
+from tegu.pictures.style import BLUE, FAINT
 
 GRID = torch.linspace(-1, 1, 5)
 SUPPORT = [(torch.zeros(2), torch.ones(2)), (torch.ones(1), torch.zeros(1))]
