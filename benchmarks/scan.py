@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tegu import report
-from tegu.datasets.scan import MutualExclusivity, Scan
+from tegu.datasets import MutualExclusivity, Scan
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised

@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from tegu.datasets import MutualExclusivity, Scan
 from tegu.datasets.scan import (
     ACTION_WORDS,
     COMMAND_WORDS,
-    KINDS,
-    MutualExclusivity,
-    Scan,
     few_shot_pairs,
     grammar,
     interpret,
     split_pairs,
 )
+from tegu.datasets.scan_tasks import KINDS
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.episodes import Episode
 from tegu.errors import InputError

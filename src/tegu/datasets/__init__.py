@@ -10,11 +10,11 @@ from tegu.datasets.classes import ClassDataset as ClassDataset
 from tegu.datasets.gaussian_processes import GaussianProcesses as GaussianProcesses
 from tegu.datasets.glyphs import load_glyphs as load_glyphs
 from tegu.datasets.grammars import Grammars as Grammars
+from tegu.datasets.mutual_exclusivity import MutualExclusivity as MutualExclusivity
 from tegu.datasets.omniglot import LakeRuns as LakeRuns
 from tegu.datasets.omniglot import load_lake_runs as load_lake_runs
 from tegu.datasets.omniglot import load_omniglot as load_omniglot
-from tegu.datasets.scan import MutualExclusivity as MutualExclusivity
-from tegu.datasets.scan import Scan as Scan
 from tegu.datasets.scan_study import ScanStudy as ScanStudy
+from tegu.datasets.scan_tasks import Scan as Scan
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids
 from tegu.datasets.tables import SyntheticTables as SyntheticTables

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.sinusoids import SPLITS
+from tegu.datasets.splits import SPLITS
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 

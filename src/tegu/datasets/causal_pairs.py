@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.sinusoids import SPLITS
+from tegu.datasets.splits import SPLITS, check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class _Pairs:
     swapped: bool = False
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split)
         for name in ("n_shot", "n_query"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}", "1 or more", f"Raise {name}.")

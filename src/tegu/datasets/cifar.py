@@ -19,8 +19,9 @@ from tegu.datasets.archives import cache_folder, read_members, stamp
 from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened
-from tegu.datasets.omniglot import ENVIRONMENT_VARIABLE, SPLITS
-from tegu.errors import InputError, unknown
+from tegu.datasets.omniglot import ENVIRONMENT_VARIABLE
+from tegu.datasets.splits import check_split
+from tegu.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,8 +136,7 @@ def load_fc100(
 
 
 def _load(name: str, split: str, data_dir: str | Path | None, download: bool) -> ClassDataset:
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_split(split)
     classes = _classes(name, split)
     paths = _find(data_dir, download)
     stamps = "".join(stamp(path, _URL) for path in paths)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.sinusoids import SPLITS
+from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 
@@ -156,8 +156,7 @@ class GaussianProcesses:
     x: tuple[float, float] = (-2.0, 2.0)
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split)
         if self.kernel not in KERNELS:
             raise unknown("kernel", self.kernel, KERNELS)
         if not 1 <= self.n_support[0] <= self.n_support[1]:

@@ -35,9 +35,10 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError
 
 SPLITS = ("meta_train", "meta_val", "meta_test", "gold", "human")
 COMMANDS = ("dax", "lug", "wif", "zup", "fep", "blicket", "kiki", "tufa", "gazzer")
@@ -256,8 +257,7 @@ class Grammars:
     longest: int = 8
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split, SPLITS)
         for name, least, most in (
             ("n_support", 1, 100),
             ("n_query", 1, 100),

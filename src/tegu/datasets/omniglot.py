@@ -21,9 +21,9 @@ from tegu.datasets.archives import cache_folder, content_digest, read_members
 from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened, with_rotations
+from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, unknown
 
-SPLITS = ("meta_train", "meta_val", "meta_test")
 PARTITIONS = ("reptile", "vinyals", "alphabets")
 ENVIRONMENT_VARIABLE = "TEGU_DATA"
 
@@ -144,8 +144,7 @@ def load_omniglot(
     """
     if partition not in PARTITIONS:
         raise unknown("partition", partition, PARTITIONS)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    check_split(split)
     _check_settings(split, partition, size, held_out)
     characters, images = _all_images(size, _folder(data_dir, download, _BACKGROUND, _EVALUATION))
     chosen = _partition(characters, partition, seed, held_out)[split]

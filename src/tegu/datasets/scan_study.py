@@ -25,11 +25,11 @@ from tegu.datasets.scan import (
     split_pairs,
     tokens,
 )
-from tegu.datasets.tokens import PAD, WORDS
+from tegu.datasets.splits import check_split
+from tegu.datasets.tokens import PAD, WORDS, renamed, renaming
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 
-SPLITS = ("meta_train", "meta_val", "meta_test")
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
 ALWAYS = {"add-jump": "jump"}  # what the study examples of a test always show
@@ -76,8 +76,7 @@ class ScanStudy:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise unknown("task of SCAN", self.task, TASKS)
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split)
         for name, least, most in (
             ("n_support", 1, 1000),
             ("n_query", 1, 1000),
@@ -123,7 +122,7 @@ class ScanStudy:
             words = _table(COMMAND_WORDS, TRADED, keys.fold(at, 4), trade)
             acts = _table(ACTION_WORDS, ACTION_WORDS, keys.fold(at, 5), trade)
             support, query = (
-                Pairs(_renamed(half.x, words), _renamed(half.y, acts)) for half in (support, query)
+                Pairs(*map(renamed, half, (words, acts))) for half in (support, query)
             )
         return Episode(
             *(
@@ -143,12 +142,7 @@ def _table(vocabulary: tuple[str, ...], some: tuple[str, ...], at: Tensor, trade
     own = torch.tensor([WORDS + vocabulary.index(word) for word in some])
     order = keys.permutation(at, len(some))
     names = torch.where(trade, own[order], own)
-    table = torch.arange(WORDS + len(vocabulary)).repeat(len(at), 1)
-    return table.index_copy(1, own, names)
-
-
-def _renamed(x: Tensor, table: Tensor) -> Tensor:
-    return table.gather(1, x.flatten(1)).view_as(x)
+    return renaming(WORDS + len(vocabulary), own, names)
 
 
 @lru_cache(maxsize=8)

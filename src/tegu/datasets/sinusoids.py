@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
-
-SPLITS = ("meta_train", "meta_val", "meta_test")
+from tegu.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class Sinusoids:
     x: tuple[float, float] = (-5.0, 5.0)
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split)
         for name in ("n_shot", "n_query"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}", "1 or more", f"Raise {name}.")

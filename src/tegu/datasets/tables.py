@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.sinusoids import SPLITS
+from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 
@@ -82,8 +82,7 @@ class SyntheticTables:
     families: tuple[str, ...] = FAMILIES
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
+        check_split(self.split)
         for name in self.families:
             if name not in FAMILIES:
                 raise unknown("family", name, FAMILIES)

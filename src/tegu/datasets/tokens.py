@@ -125,5 +125,37 @@ def rows(given: Any, name: str, *, kinds: int = 0, longest: int = 0, end: bool =
                 "Shorten it, or meta-train a model for longer ones.",
             )
         kept.append([*words, END] if end else words)
-    width = max(map(len, kept))
-    return torch.tensor([row + [PAD] * (width - len(row)) for row in kept])
+    return padded(kept)
+
+
+def padded(given: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of tokens as one tensor (B, L) int64, L the longest.
+
+    Example:
+        >>> padded([[3, 4], [5]])
+        tensor([[3, 4],
+                [5, 0]])
+    """
+    width = max(map(len, given))
+    return torch.tensor([[*row, *[PAD] * (width - len(row))] for row in given])
+
+
+def renaming(kinds: int, own: Tensor, names: Tensor) -> Tensor:
+    """What each token becomes in each of T episodes: (T, kinds) int64.
+
+    Args:
+        kinds: of tokens that there are.
+        own: tokens that get other names, (n,).
+        names: these, (T, n).
+
+    Example:
+        >>> renaming(6, torch.tensor([3, 4]), torch.tensor([[4, 3], [5, 4]]))
+        tensor([[0, 1, 2, 4, 3, 5],
+                [0, 1, 2, 5, 4, 5]])
+    """
+    return torch.arange(kinds).repeat(len(names), 1).index_copy(1, own, names)
+
+
+def renamed(x: Tensor, table: Tensor) -> Tensor:
+    """Tokens (T, ...) under each episode's `renaming` (T, kinds)."""
+    return table.gather(1, x.flatten(1)).view_as(x)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tegu import datasets
 from tegu.datasets import ClassDataset
-from tegu.datasets.scan import KINDS, MEANINGS
+from tegu.datasets.scan_tasks import KINDS, MEANINGS
 from tegu.errors import InputError, unknown
 from tegu.sampling import Tasks
 from tegu.sources.source import Inputs, Source, Wanted

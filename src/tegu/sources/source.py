@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from tegu.datasets import ClassDataset
-from tegu.errors import InputError, unknown
+from tegu.datasets.splits import check_split
+from tegu.errors import InputError
 from tegu.sampling import Tasks
-
-SPLITS = ("meta_train", "meta_val", "meta_test")
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ class Source:
     validation: str = ""
 
     def __post_init__(self) -> None:
-        if self.validation and self.validation not in SPLITS:
-            raise unknown("split", self.validation, SPLITS)
+        if self.validation:
+            check_split(self.validation)
 
     def inputs(self) -> Inputs:
         """What a network for it is given."""
