@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -39,6 +40,7 @@ examples:
 
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
+`torchrun --nproc-per-node N -m tegu ...` splits train, evaluate and reproduce over N processes.
 Exit codes: 0 done, 2 bad input, 130 or 143 stopped and ready to be resumed.
 """
 
@@ -207,6 +209,8 @@ def _compare(one: argparse.ArgumentParser) -> None:
     _places(one, "compare", "compare-LEARNER-LEARNER")
 
 
+SPLIT = ("train", "evaluate", "reproduce")  # what several processes can share
+
 SHORT = {
     "learner": "learner.name",
     "data": "data.name",
@@ -238,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     from tegu.console import complain, say
 
+    arguments = None
     try:
         if words and not words[0].startswith("-") and words[0] not in COMMANDS:
             raise unknown("command", words[0], COMMANDS)
@@ -253,7 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.words = words
         return _run(arguments)
     except InputError as error:
-        complain(error)
+        # What is wrong with the words themselves is so for each process.
+        speaker = _speaker(everywhere=error.everywhere or arguments is None)
+        if speaker is not None:
+            complain(error, speaker)
         return 2
     except BrokenPipeError:
         return 1
@@ -262,19 +270,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _speaker(*, everywhere: bool) -> str | None:
+    """Who tells of an error: "" for the first process; None where that one tells it too."""
+    if "RANK" not in os.environ:
+        return ""
+    from tegu.engine.distribute import surroundings
+
+    try:
+        ranks = surroundings()
+    except InputError:
+        return ""
+    if ranks.first:
+        return ""
+    return None if everywhere else f"process {ranks.rank} of {ranks.world}: "
+
+
 def _resuming(arguments: argparse.Namespace) -> str:
     """The command that goes on with a run that was stopped."""
     words = ["tegu", *arguments.words]
     if arguments.command == "quickstart" and not any(w.startswith("--run") for w in words):
         words += ["--run", str(arguments.run)]
+    if "RANK" in os.environ:
+        words = ["torchrun", "OPTIONS", "-m", *words]
     return shlex.join(words if arguments.resume else [*words, "--resume"])
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from tegu import commands
-    from tegu.console import say
+    from tegu.console import say, silent
+    from tegu.engine.distribute import joined, shared, surroundings
     from tegu.engine.train import Interrupted
 
+    ranks = surroundings()
+    if ranks.world > 1 and arguments.command not in SPLIT:
+        raise shared(
+            InputError(
+                f"tegu {arguments.command} over {ranks.world} processes",
+                f"one of {', '.join(SPLIT)}, which can be split",
+                f"Start tegu {arguments.command} without torchrun.",
+            )
+        )
     began = time.monotonic()
     handler = commands.COMMANDS[arguments.command]
     try:
@@ -282,13 +317,21 @@ def _run(arguments: argparse.Namespace) -> int:
             document, text = handler(arguments)
         elif arguments.command in ("leaderboard", "compare"):
             document, text = handler(arguments, {})
+        elif arguments.command in SPLIT:
+            with silent(unless=ranks.first), joined() as ranks:
+                with ranks.agreement():
+                    overrides = _overrides(arguments)
+                document, text = handler(arguments, overrides, ranks)
         else:
             document, text = handler(arguments, _overrides(arguments))
     except Interrupted as stop:
-        say(f"{stop}; nothing is lost, go on with: {_resuming(arguments)}")
+        if ranks.first:
+            say(f"{stop}; nothing is lost, go on with: {_resuming(arguments)}")
         return 128 + stop.signum
     if arguments.command == "quickstart":
         document["seconds"] = round(time.monotonic() - began, 1)
+    if not ranks.first:
+        return 0
     if arguments.json:
         print(json.dumps(document, indent=1, allow_nan=False))
     else:

@@ -22,6 +22,7 @@ from tegu.causal import find_direction
 from tegu.columns import read_columns
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
+from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
@@ -40,17 +41,20 @@ CHECKPOINT = "checkpoint.safetensors"
 Outcome = tuple[dict[str, Any], str]
 
 
-def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+def train(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
     """Meta-learning into a run folder, with pictures of how it went."""
-    if arguments.recipe is None:
-        data, learner = overrides.get("data.name", "glyphs"), overrides.get("learner.name")
-        if learner is None:
-            learner = "maml" if data == "sinusoids" else "reptile"
-        recipe = recipes.starting(str(learner), str(data), overrides)
-    else:
-        recipe = recipes.load(arguments.recipe, overrides)
-    job = Job(recipe, arguments.data_dir)
-    job.check()
+    with ranks.agreement():
+        if arguments.recipe is None:
+            data, learner = overrides.get("data.name", "glyphs"), overrides.get("learner.name")
+            if learner is None:
+                learner = "maml" if data == "sinusoids" else "reptile"
+            recipe = recipes.starting(str(learner), str(data), overrides)
+        else:
+            recipe = recipes.load(arguments.recipe, overrides)
+        job = Job(recipe, arguments.data_dir, ranks)
+        job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
     _, last, pictures = _train(job, folder, resume=arguments.resume)
     document = {
@@ -65,15 +69,18 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     return document, "\n".join([text, *_listed(pictures), f"next: tegu evaluate {folder}"])
 
 
-def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+def reproduce(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
     """A recipe from start to end: run, every figure of it, result file."""
-    job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
-    name = job.recipe.name
-    folder = arguments.run or Path("runs") / name
-    others = _beside(job, arguments, overrides)
-    for one in (job, *others):
-        one.check()
-    output = _output(arguments, folder, name)
+    with ranks.agreement():
+        job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir, ranks)
+        name = job.recipe.name
+        folder = arguments.run or Path("runs") / name
+        others = _beside(job, arguments, overrides)
+        for one in (job, *others):
+            one.check()
+        output = _output(arguments, folder, name, check=ranks.first)
     params, last, pictures = _train(job, folder, resume=arguments.resume)
     cells = _score(job, params)
     if others:
@@ -83,15 +90,17 @@ def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outco
             learned, _, more = _train(other, folder / other.recipe.name, resume=arguments.resume)
             cells += _labelled(_score(other, learned), other)
             pictures += more
-        pictures.append(_picture_cells(job, cells, folder / "comparison.png"))
+        if ranks.first:
+            pictures.append(_picture_cells(job, cells, folder / "comparison.png"))
     document = report.result_document(
         name=name,
         command=f"tegu reproduce {arguments.recipe}{_settings(arguments)}",
         seed=job.recipe.train.seed,
-        training=_training(last),
+        training={**_training(last), **({"ranks": ranks.world} if ranks.world > 1 else {})},
         cells=cells,
     )
-    report.write_result(output, document)
+    if ranks.first:
+        report.write_result(output, document)
     text = [report.table(cells), *_listed(pictures), f"result: {output}"]
     return document, "\n".join(text)
 
@@ -100,7 +109,9 @@ def _beside(job: Job, arguments: argparse.Namespace, overrides: dict[str, Any]) 
     """The recipes beside this one, under the same settings but for the network and the learner."""
     shared = {k: v for k, v in overrides.items() if k.split(".")[0] not in ("model", "learner")}
     shared.pop("train.outer_lr", None)
-    return [Job(recipes.load(name, shared), arguments.data_dir) for name in job.recipe.beside]
+    return [
+        Job(recipes.load(name, shared), arguments.data_dir, job.ranks) for name in job.recipe.beside
+    ]
 
 
 def _labelled(cells: list[dict[str, Any]], job: Job) -> list[dict[str, Any]]:
@@ -122,19 +133,28 @@ def _picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+def evaluate_run(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
     """Scores what a run has meta-learned so far."""
-    recipe = _recipe_of(arguments.run)
-    for key in overrides:
-        if key.split(".")[0] not in ("evaluate", "engine"):
-            raise InputError(
-                f"{key} in an evaluation",
-                "settings of [evaluate] or [engine]; the others were fixed in training",
-                "Train another run with it.",
-            )
-    job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
-    checkpoint = _checkpoint_of(arguments.run, recipe)
-    params = fitting(checkpoint.params, job.learner, where=arguments.run / CHECKPOINT)
+
+    def read() -> tuple[dict[str, Any], tuple[Params, ...]]:
+        recipe = _recipe_of(arguments.run)
+        for key in overrides:
+            if key.split(".")[0] not in ("evaluate", "engine"):
+                raise InputError(
+                    f"{key} in an evaluation",
+                    "settings of [evaluate] or [engine]; the others were fixed in training",
+                    "Train another run with it.",
+                )
+        checkpoint = _checkpoint_of(arguments.run, recipe)
+        known = {"iteration": checkpoint.iteration, "seconds": checkpoint.notes.get("seconds")}
+        return {"recipe": recipe, **known}, (checkpoint.params,)
+
+    saved, (params,) = ranks.from_first(read)
+    with ranks.agreement():
+        job = Job(recipes.parse(saved["recipe"], overrides), arguments.data_dir, ranks)
+        params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
     # Tasks that are made rather than read are made on the CPU.
     device = job.recipe.engine.device if job.targets == "classes" else "cpu"
     params = {k: v.to(device) for k, v in params.items()}
@@ -144,14 +164,15 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
         command=f"tegu evaluate RUN{_settings(arguments)}",
         seed=job.recipe.train.seed,
         training={
-            "seconds": checkpoint.notes.get("seconds"),
-            "meta_iterations": checkpoint.iteration,
+            "seconds": saved["seconds"],
+            "meta_iterations": saved["iteration"],
             "peak_bytes": report.peak_bytes(),
         },
         cells=cells,
     )
     output = arguments.run / "evaluation.json"
-    report.write_result(output, document)
+    if ranks.first:
+        report.write_result(output, document)
     return document, f"{report.table(cells)}\nresult: {output}"
 
 
@@ -238,11 +259,12 @@ def _told(budget: Any) -> list[str]:
     ]
 
 
-def _output(arguments: argparse.Namespace, folder: Path, name: str) -> Path:
+def _output(arguments: argparse.Namespace, folder: Path, name: str, *, check: bool = True) -> Path:
     """Where a result goes: as told, else among the project's results, else into the folder."""
     shared = Path("benchmarks/results")
     path: Path = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
-    _check_output(path)
+    if check:
+        _check_output(path)
     return path
 
 
@@ -452,7 +474,9 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
             tell, metric=metric, meta_batch=recipe.train.meta_batch, by_time=bool(limit)
         )
         params, last = job.train(folder, resume=resume, progress=told)
-    pictures = []
+    pictures: list[Path] = []
+    if not job.ranks.first:
+        return params, last, pictures
     if metrics := read_metrics(folder / "metrics.jsonl"):
         pictures.append(folder / "learning-curve.png")
         chance = 1 / recipe.train.n_way if metric == "accuracy" else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 from tegu.engine.train import Progress
 from tegu.errors import InputError
@@ -19,9 +20,19 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def complain(error: InputError) -> None:
-    """An error in its three parts."""
-    say(f"error: {error.given}\n  expected: {error.expected}\n  what to do: {error.todo}")
+def complain(error: InputError, speaker: str = "") -> None:
+    """An error in its three parts, and who has it where there are several processes."""
+    say(f"{speaker}error: {error.given}\n  expected: {error.expected}\n  what to do: {error.todo}")
+
+
+@contextmanager
+def silent(*, unless: bool) -> Iterator[None]:
+    """Nothing on standard error, where another process says the same."""
+    if unless:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 Tell = Callable[[int, str], None]

@@ -16,10 +16,15 @@ class InputError(ValueError):
         expected: what would have been accepted.
         todo: what the reader can do now.
 
+    Attributes:
+        everywhere: whether all processes of a run raise it alike, so that one may speak.
+
     Example:
         >>> print(InputError("n_way is 1", "at least 2 classes", "Pass n_way=2 or more."))
         n_way is 1; expected at least 2 classes. Pass n_way=2 or more.
     """
+
+    everywhere = False
 
     def __init__(self, given: str, expected: str, todo: str) -> None:
         super().__init__(f"{given}; expected {expected}. {todo}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tegu.datasets import ClassDataset
+from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import Progress, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, can_compile
@@ -34,10 +35,12 @@ class Job:
     Args:
         recipe: every setting.
         data_dir: a folder of data sets to look in first.
+        ranks: the processes that share its work; each makes the same job.
     """
 
     recipe: Recipe
     data_dir: Path | None = None
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self._check_pair()
@@ -45,6 +48,7 @@ class Job:
             raise InputError(
                 f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
             )
+        self.ranks.place(self.recipe.engine.device)
         try:
             torch.zeros(1, device=self.recipe.engine.device).item()  # "meta" holds no numbers
         except (RuntimeError, AssertionError) as failure:
@@ -106,6 +110,7 @@ class Job:
         """
         train, scored = self.recipe.train, self.recipe.evaluate
         learner, _ = self.learner, self.settings
+        self.ranks.check(learner, train.meta_batch)
         self.engine(learner, steps=0)
         if learner.uses_queries() and not train.n_query and self.targets == "classes":
             raise InputError(
@@ -280,10 +285,11 @@ class Job:
             engine,
             self.training_tasks(),
             self.settings,
-            run=Run(folder, self.recipe.plain()) if folder else None,
+            run=Run(folder, self.recipe.plain(), self.ranks.job) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,
             progress=progress,
+            ranks=self.ranks,
         )
 
     def _validate(self, params: Params) -> float:
@@ -298,6 +304,7 @@ class Job:
             episodes=train.validate_episodes,
             score=measure.score,
             metric=measure.metric,
+            ranks=self.ranks,
         )
         return result.value
 
@@ -361,6 +368,7 @@ class Job:
                 metric=measure.metric,
                 normalisations=[cell.normalisation for cell in cells],
                 progress=partial(told),
+                ranks=self.ranks,
             )
             results.update(zip(cells, found, strict=True))
         return [(cell, results[cell]) for cell in settings.cells]

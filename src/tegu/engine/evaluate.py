@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from tegu import keys
+from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Examples
 from tegu.errors import InputError
@@ -54,6 +55,7 @@ def evaluate(
     metric: str = "accuracy",
     normalisations: Iterable[str] = (),
     progress: Callable[[int, float], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Mean score over the first episodes of a split, each adapted to from `params`.
 
@@ -69,6 +71,7 @@ def evaluate(
         normalisations: score the same tasks under each of these; by default only
             under the learner's own.
         progress: told the number of episodes done and the mean so far.
+        ranks: the processes that share the episodes; all of them call this alike.
 
     Returns:
         One result for each normalisation.
@@ -86,8 +89,11 @@ def evaluate(
         if kind not in engines:
             engines[kind] = engine.of(learner)
     root = keys.key(seed, "evaluate", tasks.split)
-    scores: list[list[Tensor]] = [[] for _ in learners]
-    for start in range(0, episodes, at_once):
+    scores = torch.zeros(len(learners), episodes, dtype=torch.float64)
+    own_scores: list[Tensor] = []  # of the first learner, for the progress
+    # Whole batches go to ranks in turn, so that each has the size, and the bits, it has on one.
+    at_once = min(at_once, -(-episodes // ranks.world))
+    for start in range(ranks.rank * at_once, episodes, ranks.world * at_once):
         index = torch.arange(start, min(start + at_once, episodes))
         batch = tasks.episodes(index)
         device = batch.support.x.device
@@ -99,12 +105,12 @@ def evaluate(
             outputs = engine.predict(params, states[kind], batch.query, learner=learner)
             if batch.query.x.is_floating_point():
                 outputs = outputs.to(batch.query.x.dtype)
-            kept.append(vmap(score)(outputs, batch.query).double().cpu())
-        if progress:
-            progress(int(index[-1]) + 1, float(torch.cat(scores[0]).mean()))
+            kept[index] = vmap(score)(outputs, batch.query).double().cpu()
+        if progress and ranks.first:
+            own_scores.append(scores[0, index])
+            progress(int(index[-1]) + 1, float(torch.cat(own_scores).mean()))
     results = []
-    for learner, kept in zip(learners, scores, strict=True):
-        all_scores = torch.cat(kept)
+    for learner, all_scores in zip(learners, ranks.summed(scores), strict=True):
         results.append(
             Result(
                 metric=metric,

@@ -24,6 +24,7 @@ from tegu.engine.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
 from tegu.errors import InputError, unknown
@@ -32,6 +33,7 @@ from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
 BLOCK = 32  # meta-iterations whose episodes are drawn together
+STOPS = (signal.SIGINT, signal.SIGTERM)
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
 
@@ -122,10 +124,13 @@ class Run:
     Args:
         folder: where; made if it is not there.
         recipe: everything that decides the result, as plain data.
+        job: name of the job that starts the run, kept in a file `job`. A job whose
+            processes are started again goes on with its own run without being told.
     """
 
     folder: Path
     recipe: dict[str, Any]
+    job: str = ""
     _lines: list[str] = field(default_factory=list)
 
     @property
@@ -151,18 +156,24 @@ class Run:
         # What a kill in the middle of a write leaves behind; see write_atomically.
         unfinished = {
             path
-            for name in (file.name, self.checkpoint.name, "metrics.jsonl")
+            for name in (file.name, self.checkpoint.name, "metrics.jsonl", "job")
             for path in self.folder.glob(f".{name}.*")
         }
-        if self.folder.exists() and set(self.folder.iterdir()) - unfinished:
+        mark = self.folder / "job"
+        mine = bool(self.job) and mark.is_file() and mark.read_bytes() == self.job.encode()
+        # The mark is written first, and alone it is no run.
+        if self.folder.exists() and set(self.folder.iterdir()) - unfinished - {mark}:
             self._check_is_mine(file)
+            resume = resume or mine
             if not resume:
                 raise InputError(
                     f"{self.folder} holds a run already",
                     "a new or empty folder",
                     "Add --resume to go on with it, or choose another folder.",
                 )
+            self._sign(mark)
         else:
+            self._sign(mark)
             write_atomically(file, json.dumps(self.recipe, indent=1).encode())
         for path in unfinished:
             path.unlink(missing_ok=True)
@@ -173,6 +184,12 @@ class Run:
             if values["iteration"] <= checkpoint.iteration:
                 self._lines.append(json.dumps(values))
         return checkpoint
+
+    def _sign(self, mark: Path) -> None:
+        if self.job:
+            write_atomically(mark, self.job.encode())
+        else:
+            mark.unlink(missing_ok=True)
 
     def _check_is_mine(self, file: Path) -> None:
         if not file.is_file():
@@ -246,6 +263,7 @@ def meta_train(
     resume: bool = False,
     validate: Callable[[Params], float] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Params, Progress]:
     """Meta-learning: outer updates over batches of training episodes.
 
@@ -257,6 +275,8 @@ def meta_train(
         resume: go on from the run's checkpoint if there is one.
         validate: figure of some parameters on validation tasks.
         progress: told about the run now and then.
+        ranks: the processes that share the work; rank 0 reads and writes the run, and
+            reports. All of them call this function alike.
 
     Returns:
         What was meta-learned, and the last report.
@@ -264,21 +284,29 @@ def meta_train(
     Raises:
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
-    params, first, seconds = engine.learner.init(), 0, 0.0
+    ranks.check(engine.learner, settings.meta_batch)
+    params = engine.learner.init()
     some = tasks.episodes(torch.arange(1)).support.x
     params = {k: v.to(some.device) for k, v in params.items()}
     outer = engine.outer_state(params)
-    saved = run.open(resume=resume) if run else None
-    if run and saved:
+    start = params, outer
+
+    def begin() -> tuple[list[Any], tuple[Params, ...]]:
+        saved = run.open(resume=resume) if run else None
+        if not (run and saved):
+            return [0, 0.0], start
         if saved.recipe != run.digest():
             raise InputError(
                 f"{run.checkpoint} belongs to other settings",
                 "a checkpoint of this run",
                 "Choose another folder.",
             )
-        params = {k: v.to(some.device) for k, v in saved.params.items()}
-        outer = {k: v.to(some.device) for k, v in saved.outer.items()}
-        first, seconds = saved.iteration, float(saved.notes.get("seconds", 0.0))
+        return [saved.iteration, saved.notes.get("seconds", 0.0)], (saved.params, saved.outer)
+
+    (first, seconds), found = ranks.from_first(begin)
+    params, outer = ({k: v.to(some.device) for k, v in one.items()} for one in found)
+    if not ranks.first:
+        run = progress = None
     report = Progress(first, settings.meta_iterations, float("nan"), seconds)
     if settings.done(first, seconds) >= 1:
         return params, report  # resumed at its end, which may be one of time
@@ -288,11 +316,13 @@ def meta_train(
     def keep() -> None:
         bad = [k for k, v in params.items() if not bool(v.isfinite().all())]
         if bad:
-            raise InputError(
-                f"'{bad[0]}' holds NaN or infinity after iteration {report.iteration}",
-                "finite numbers",
-                "Lower inner_lr or outer_lr, or look for bad values in the data; "
-                "an earlier checkpoint is unharmed.",
+            raise shared(
+                InputError(
+                    f"'{bad[0]}' holds NaN or infinity after iteration {report.iteration}",
+                    "finite numbers",
+                    "Lower inner_lr or outer_lr, or look for bad values in the data; "
+                    "an earlier checkpoint is unharmed.",
+                )
             )
         if run:
             save_checkpoint(
@@ -307,14 +337,29 @@ def meta_train(
                 ),
             )
 
+    def note() -> list[float]:
+        """Signals seen on any rank; by the clock of rank 0, the time and whether to save."""
+        now = time.monotonic()
+        due = now - kept >= settings.checkpoint_seconds
+        own = [now - started, float(due)] if ranks.first else [0.0, 0.0]
+        return [float(signum in stopped) for signum in STOPS] + own
+
+    meeting = Meeting(ranks, settings.meta_batch, note)
     with _stop_signals() as stopped:
-        for iteration, episodes, key in _batches(tasks, settings, first):
-            done = settings.done(iteration, time.monotonic() - started)
+        for iteration, episodes, key in _batches(tasks, settings, first, ranks):
+            done = settings.done(iteration, report.seconds)
             params, outer, loss = engine.update(
-                params, outer, episodes, key, outer_lr=settings.outer_rate(done), done=done
+                params,
+                outer,
+                episodes,
+                key,
+                outer_lr=settings.outer_rate(done),
+                done=done,
+                others=meeting if ranks.world > 1 else None,
             )
             losses.append(loss)
-            report.iteration, report.seconds = iteration + 1, time.monotonic() - started
+            *signals, report.seconds, due = meeting.told()
+            report.iteration = iteration + 1
             last = settings.done(report.iteration, report.seconds) >= 1
             every = settings.validate_every
             if validate and every and (report.iteration % every == 0 or last):
@@ -324,10 +369,12 @@ def meta_train(
             if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
                 report.loss = float(torch.stack(losses).mean())
                 if not torch.isfinite(torch.tensor(report.loss)):
-                    raise InputError(
-                        f"the training loss is {report.loss} at iteration {report.iteration}",
-                        "a finite loss",
-                        "Lower inner_lr or outer_lr, or look for bad values in the data.",
+                    raise shared(
+                        InputError(
+                            f"the training loss is {report.loss} at iteration {report.iteration}",
+                            "a finite loss",
+                            "Lower inner_lr or outer_lr, or look for bad values in the data.",
+                        )
                     )
                 losses = []
                 if progress:
@@ -339,27 +386,34 @@ def meta_train(
                         validation=report.validation,
                         seconds=report.seconds,
                     )
-            stop = bool(stopped)  # read once: a signal may come between the next two lines
-            if stop or last or time.monotonic() - kept >= settings.checkpoint_seconds:
+            stop = [signum for signum, seen in zip(STOPS, signals, strict=True) if seen]
+            if stop or last or due:
                 keep()
                 kept = time.monotonic()
             if stop and not last:
-                raise Interrupted(stopped[0], report.iteration)
+                raise Interrupted(stop[0], report.iteration)
             if last:
                 break
     return params, report
 
 
-def _batches(tasks: Tasks, settings: Settings, first: int) -> Iterator[tuple[int, Any, Tensor]]:
-    """Iteration number, episodes and keys; drawn a block ahead, yet functions of the number."""
+def _batches(
+    tasks: Tasks, settings: Settings, first: int, ranks: Ranks
+) -> Iterator[tuple[int, Any, Tensor]]:
+    """Iteration number, this rank's episodes, and keys.
+
+    Drawn a block ahead, yet functions of the number.
+    """
     root, per = keys.key(settings.seed, "meta_train"), settings.meta_batch
     for start in range(first, settings.meta_iterations, BLOCK):
         count = min(BLOCK, settings.meta_iterations - start)
-        index = torch.arange(start * per, (start + count) * per)
+        index = torch.arange(start * per, (start + count) * per).reshape(count, per)
+        index = index[:, ranks.part(per)]
+        own, index = index.shape[1], index.flatten()
         block = tasks.episodes(index)
         folded = keys.fold(root, index).to(block.support.x.device)
         for i in range(count):
-            rows = slice(i * per, (i + 1) * per)
+            rows = slice(i * own, (i + 1) * own)
             yield start + i, select(block, rows), folded[rows]
 
 
@@ -371,7 +425,7 @@ def _stop_signals() -> Iterator[list[int]]:
         yield seen
         return
     handlers = {}
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in STOPS:
         handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
     try:
         yield seen

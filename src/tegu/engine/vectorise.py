@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,28 @@ from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State, recording
 PRECISIONS = ("fp32", "bf16")
 VECTORISATIONS = ("auto", "vmap", "loop")
 MOMENTUM = 0.1  # share of a meta-iteration in the running statistics, as in torch
+
+
+class Exchange(Protocol):
+    """How an outer update over the tasks of several processes hears of the others' tasks.
+
+    `tegu.engine.distribute.Meeting` is the one that there is.
+    """
+
+    first: int  # number of the first task here, among all of the meta-batch
+    total: int  # tasks of the meta-batch
+
+    def mean(self, tree: Any) -> Any:
+        """Mean over all tasks, of the means over those here."""
+        ...
+
+    def sum(self, tree: Any) -> Any:
+        """Sum over processes."""
+        ...
+
+    def gather(self, states: Any) -> Any:
+        """The states of all tasks, from the states of those here."""
+        ...
 
 
 def can_compile() -> bool:
@@ -245,6 +267,7 @@ class Vectorised:
         *,
         outer_lr: float,
         done: float = 1.0,
+        others: Exchange | None = None,
     ) -> tuple[Params, Params, Tensor]:
         """One meta-iteration: by the learner's own rule, or by Adam on its outer loss.
 
@@ -255,16 +278,18 @@ class Vectorised:
             keys: shape (T,) int64.
             outer_lr: step size.
             done: share of meta-training that lies behind, for the learner's `schedule`.
+            others: where other processes have the rest of the meta-batch.
 
         Returns:
             New parameters, new state of the outer optimiser, and the loss.
         """
         if self.learner.outer_update is not None:
-            params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr)
+            params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr, others=others)
             return params, outer, loss
         some = next(iter(params.values()))
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
-        grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
+        found = self._outer({**params, **staged}, episodes, keys)
+        grads, seen, loss = others.mean(found) if others else found
         with torch.no_grad():
             new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
             tracked = {
@@ -274,7 +299,13 @@ class Vectorised:
         return {**params, **new, **tracked}, outer, loss.detach()
 
     def outer_step(
-        self, params: Params, episodes: Episode, keys: Tensor, *, outer_lr: float
+        self,
+        params: Params,
+        episodes: Episode,
+        keys: Tensor,
+        *,
+        outer_lr: float,
+        others: Exchange | None = None,
     ) -> tuple[Params, Tensor]:
         """One outer update by the learner's own rule; returns the mean inner loss too."""
         learner: Any = self.learner
@@ -289,6 +320,13 @@ class Vectorised:
         else:
             state = self.adapt(params, episodes.support, keys, training=True)
         with torch.no_grad():
+            if others and learner.outer_terms is not None:
+                total = others.total
+                terms = learner.outer_terms(params, state, first=others.first, total=total)
+                terms, loss = others.sum((terms, state["loss"].sum() / total))
+                return learner.outer_move(params, terms, total=total, outer_lr=outer_lr), loss
+            if others:
+                state = others.gather(state)
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
 
     def outer_gradient(

@@ -232,6 +232,11 @@ class Learner:
         return type(self).outer_loss is Learner.outer_loss
 
     outer_update: ClassVar[Callable[..., Params] | None] = None
+    # Where `outer_update` needs of the tasks' states only a sum over tasks: `outer_terms` gives
+    # some tasks' part of it, and `outer_move` updates by the whole. Then processes that share a
+    # meta-batch add up their parts; without them each is told all the states.
+    outer_terms: ClassVar[Callable[..., Params] | None] = None
+    outer_move: ClassVar[Callable[..., Params] | None] = None
 
     def n_targets(self, params: Params, x: Tensor) -> int:
         """How many numbers each input's target has, where targets are numbers.

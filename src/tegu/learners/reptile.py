@@ -81,34 +81,58 @@ class Reptile(FineTune):
             states: of its T tasks, each tensor with a leading axis T.
             outer_lr: epsilon, 0 to 1.
         """
-        weights, inner = split(params)
-        new = {
-            name: torch.lerp(w, states["weights"][name].mean(0), outer_lr)
-            for name, w in weights.items()
-        }
-        if self.carry:
-            carried = self._last(states) if self.serial else self._in_turn(inner, states)
-            new.update({f"inner/{name}": value for name, value in carried.items()})
+        total = len(states["loss"])
+        terms = self.outer_terms(params, states, first=0, total=total)
+        new = self.outer_move(params, terms, total=total, outer_lr=outer_lr)
+        if self.carry and self.serial:
+            last = {name: values[-1].clone() for name, values in states["inner"].items()}
+            new.update({f"inner/{name}": value for name, value in last.items()})
         return new
 
-    def _last(self, states: State) -> Params:
-        return {name: values[-1].clone() for name, values in states["inner"].items()}
+    def outer_terms(self, params: Params, states: State, *, first: int, total: int) -> State:
+        """What some tasks add to the mean of the weights and to the optimiser's new state.
 
-    def _in_turn(self, inner: Params, states: State) -> Params:
-        """The state that the tasks' own contributions leave one after another.
+        Args:
+            params: before the meta-batch.
+            states: of tasks `first` and on of a meta-batch of `total`.
+        """
+        weights, inner = split(params)
+        mean = {name: states["weights"][name].sum(0) / total for name in weights}
+        own = inner if self.carry and not self.serial else {}
+        return {"weights": mean, "inner": self._in_turn(own, states, first, total)}
+
+    def outer_move(self, params: Params, terms: State, *, total: int, outer_lr: float) -> Params:
+        """The update, from the sum of all `outer_terms`."""
+        new = {
+            name: torch.lerp(params[name], mean, outer_lr)
+            for name, mean in terms["weights"].items()
+        }
+        powers = self._powers()
+        for name, term in terms["inner"].items():
+            a = 1.0 if name == "step" else powers[name.split("/")[0]]
+            new[f"inner/{name}"] = a**total * params[f"inner/{name}"] + term
+        return new
+
+    def _powers(self) -> dict[str, float]:
+        """Factor by which a task's steps shrink each kind of state."""
+        return {k: decay**self.inner_steps for k, decay in self.optimiser.decay().items()}
+
+    def _in_turn(self, inner: Params, states: State, first: int, total: int) -> Params:
+        """What tasks `first` and on add to the state that all `total` leave one after another.
 
         k updates take a mean square v to a v + c with a = decay^k. Each task
         tells its c; T tasks in turn give a^T v + sum of a^(T-1-t) c_t.
         """
-        out, n, powers = {}, len(states["loss"]), {}
-        for kind, decay in self.optimiser.decay().items():
-            a = decay**self.inner_steps
-            powers[kind] = a, states["loss"].new_tensor([a ** (n - 1 - t) for t in range(n)])
+        out, tasks, some = {}, range(first, first + len(states["loss"])), states["loss"]
+        powers = {
+            kind: (a, some.new_tensor([a ** (total - 1 - t) for t in tasks]))
+            for kind, a in self._powers().items()
+        }
         for name, before in inner.items():
             after: Tensor = states["inner"][name]
             if name == "step":
-                out[name] = before + (after - before).sum()
+                out[name] = (after - before).sum()
                 continue
             a, weights = powers[name.split("/")[0]]
-            out[name] = a**n * before + torch.tensordot(weights, after - a * before, 1)
+            out[name] = torch.tensordot(weights, after - a * before, 1)
         return out
