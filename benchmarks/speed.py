@@ -31,6 +31,7 @@ from tegu import report
 from tegu.errors import InputError, unknown
 
 COMMAND = "python benchmarks/speed.py --data-dir DATA"
+NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
 ORIGIN = ("commit", "versions", "hardware")
 
 
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in ROWS:
             raise unknown("row", name, ROWS)
     setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
+    if arguments.only and arguments.output.is_file():  # before anything is timed
+        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING]))
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for name in arguments.only or ROWS:
