@@ -110,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
         "--device": "cpu or cuda",
     }.items():
         train.add_argument(flag, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="show where the time goes, and write a trace.json.gz into the run, for a trace viewer",
+    )
     made["reproduce"].add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
     made["reproduce"].add_argument(
         "--output",

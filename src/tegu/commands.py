@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tegu.columns import read_columns
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.profile import Watch
 from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
@@ -52,7 +54,8 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     job = Job(recipe, arguments.data_dir)
     job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
-    _, last, pictures = _train(job, folder, resume=arguments.resume)
+    with Watch(folder / "trace.json.gz") if arguments.profile else nullcontext() as watch:
+        _, last, pictures = _train(job, folder, resume=arguments.resume)
     document = {
         "run": str(folder),
         "meta_iterations": last.iteration,
@@ -61,8 +64,11 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
         "validation": last.validation,
         "pictures": [str(path) for path in pictures],
     }
-    text = f"meta-learned in {report.duration(last.seconds)}: {folder}"
-    return document, "\n".join([text, *_listed(pictures), f"next: tegu evaluate {folder}"])
+    text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *_listed(pictures)]
+    if watch:
+        document["profile"] = report.profile_document(watch)
+        text += ["", report.profile(watch), ""]
+    return document, "\n".join([*text, f"next: tegu evaluate {folder}"])
 
 
 def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tegu.engine.profile import part
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
@@ -264,8 +265,9 @@ class Vectorised:
             return params, outer, loss
         some = next(iter(params.values()))
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
-        grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
-        with torch.no_grad():
+        with part("inner loop"):
+            grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
+        with part("outer step"), torch.no_grad():
             new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
             tracked = {
                 name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
@@ -278,18 +280,25 @@ class Vectorised:
     ) -> tuple[Params, Tensor]:
         """One outer update by the learner's own rule; returns the mean inner loss too."""
         learner: Any = self.learner
-        if getattr(learner, "serial", False):
-            states, current = [], params
-            for t in range(size(episodes)):
-                one = select(episodes, slice(t, t + 1)).support
-                state = self.adapt(current, one, keys[t : t + 1], training=True)
-                current = learner.handover(current, map_tensors(lambda s: s[0], state))
-                states.append(state)
-            state = map_tensors(lambda *tensors: torch.cat(tensors), *states)
-        else:
-            state = self.adapt(params, episodes.support, keys, training=True)
-        with torch.no_grad():
+        with part("inner loop"):
+            if getattr(learner, "serial", False):
+                state = self._adapt_serially(params, episodes, keys)
+            else:
+                state = self.adapt(params, episodes.support, keys, training=True)
+        with part("outer step"), torch.no_grad():
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
+
+    def _adapt_serially(self, params: Params, episodes: Episode, keys: Tensor) -> State:
+        """Each task starts from what the one before has handed over."""
+        learner: Any = self.learner
+        states, current = [], params
+        for t in range(size(episodes)):
+            one = select(episodes, slice(t, t + 1)).support
+            state = self.adapt(current, one, keys[t : t + 1], training=True)
+            current = learner.handover(current, map_tensors(lambda s: s[0], state))
+            states.append(state)
+        stacked: State = map_tensors(lambda *tensors: torch.cat(tensors), *states)
+        return stacked
 
     def outer_gradient(
         self, params: Params, episodes: Episode, keys: Tensor
