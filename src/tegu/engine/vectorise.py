@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tegu.datasets.archives import cache_folder
 from tegu.engine.profile import part
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
@@ -35,6 +36,17 @@ def can_compile() -> bool:
     """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     return any(name and shutil.which(name) for name in names)
+
+
+def _keep_compiled_code() -> None:
+    """Has compiled code kept in the user's own cache folder, for the next run to start faster.
+
+    By default it lies in the machine's folder for temporary files, gone after a restart.
+    """
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):  # then it stays where it lies by default
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
@@ -112,6 +124,7 @@ class Compiled:
             shape = self.function(*like(trees, leaves))
             return tensors_of(shape)
 
+        _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
         return torch.compile(graph, dynamic=False), shape
 
