@@ -510,6 +510,10 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
     recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
+    threads = f", {torch.get_num_threads()} threads" if recipe.engine.device == "cpu" else ""
+    say(
+        f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
+    )
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
     total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
     with bar(title, total, unit=unit) as tell:

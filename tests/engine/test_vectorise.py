@@ -285,10 +285,20 @@ def test_trees_of_tensors_keep_their_shape() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_equals_eager(images: Episode) -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_compiled_equals_eager(images: Episode, cuda_graphs: bool) -> None:
     learner = learner_of(Conv4(3, size=8, width=4))
-    eager, compiled = (run(Vectorised(learner, compile=c), images) for c in (False, True))
+    compiled = run(Vectorised(learner, compile=True, cuda_graphs=cuda_graphs), images)
+    eager = run(Vectorised(learner), images)
     torch.testing.assert_close(compiled, eager, rtol=1e-8, atol=1e-10)
+
+
+def test_what_an_engine_says_of_itself(images: Episode) -> None:
+    learner = learner_of(Conv4(3, size=8, width=4))
+    assert str(Vectorised(learner)) == "many tasks at once, not compiled, fp32"
+    said = str(Vectorised(learner, vectorise="loop", compile=True, cuda_graphs=True))
+    assert said == "task by task, compiled, CUDA graphs, fp32"
+    assert Vectorised(learner, cuda_graphs=True).of(learner).cuda_graphs
 
 
 @pytest.mark.parametrize("steps", [1, 4])

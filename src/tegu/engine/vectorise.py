@@ -103,8 +103,8 @@ class Compiled:
     setting, so that a call checks its tensors' shapes and nothing else.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
+        self.function, self.cuda_graphs = function, cuda_graphs
         self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
@@ -114,7 +114,11 @@ class Compiled:
         if signature not in self._programs:
             self._programs[signature] = self._compiled(trees, leaves)
         program, shape = self._programs[signature]
-        return like(shape, program(*leaves))
+        if not self.cuda_graphs:
+            return like(shape, program(*leaves))
+        # The next replay writes where this one did: what comes out is copied first.
+        torch.compiler.cudagraph_mark_step_begin()
+        return like(shape, [x.clone() for x in program(*leaves)])
 
     def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
         shape: Any = None
@@ -126,7 +130,8 @@ class Compiled:
 
         _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
-        return torch.compile(graph, dynamic=False), shape
+        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
+        return torch.compile(graph, dynamic=False, options=options), shape
 
 
 class Vectorised:
@@ -138,6 +143,8 @@ class Vectorised:
         compile: whether to compile the inner step, or the outer gradient.
         precision: "fp32", or "bf16" for the passes through the model while
             task weights, optimiser state and outer update stay in fp32.
+        cuda_graphs: record what is compiled as CUDA graphs, and replay them: of use where a
+            GPU waits for the processor between small operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
             again on the way back, so that memory hardly grows with their number.
     """
@@ -149,6 +156,7 @@ class Vectorised:
         vectorise: str = "auto",
         compile: bool = False,
         precision: str = "fp32",
+        cuda_graphs: bool = False,
         checkpoint: bool = False,
     ) -> None:
         if vectorise not in VECTORISATIONS:
@@ -168,7 +176,11 @@ class Vectorised:
                 "a learner whose outer loss is that of its last inner step, as MAML's",
                 "Switch engine.checkpoint off.",
             )
-        made: Callable[..., Any] = Compiled if compile else lambda function: function
+        self.cuda_graphs = cuda_graphs
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            return Compiled(function, cuda_graphs=cuda_graphs) if compile else function
+
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
         self._fast_gradient = made(self._gradient)
@@ -180,8 +192,17 @@ class Vectorised:
             vectorise=self._vectorise,
             compile=self.compile,
             precision=self.precision,
+            cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
         )
+
+    def __str__(self) -> str:
+        """How tasks are run, for people."""
+        parts = ["task by task" if self.loop else "many tasks at once"]
+        parts.append("compiled" if self.compile else "not compiled")
+        parts += ["CUDA graphs"] if self.compile and self.cuda_graphs else []
+        parts += ["inner steps checkpointed"] if self.checkpoint else []
+        return ", ".join([*parts, self.precision])
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):

@@ -57,6 +57,7 @@ class Engine:
     vectorise: str = "auto"  # auto, vmap or loop
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32 or bf16
+    cuda_graphs: bool = False  # replay what is compiled as CUDA graphs, on a GPU
     checkpoint: bool = False  # run inner steps again on the way back, to save memory
     device: str = "cpu"
     threads: int = 0  # 0: torch's own choice
