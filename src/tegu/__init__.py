@@ -12,8 +12,11 @@ from tegu.datasets import (
     SyntheticTables,
     load_cifar_fs,
     load_fc100,
+    load_folder,
     load_glyphs,
     load_omniglot,
+    load_packed,
+    pack_folder,
 )
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
@@ -41,9 +44,12 @@ __all__ = [
     "learners",
     "load_cifar_fs",
     "load_fc100",
+    "load_folder",
     "load_glyphs",
     "load_omniglot",
+    "load_packed",
     "losses",
     "meta_train",
     "models",
+    "pack_folder",
 ]

@@ -82,7 +82,7 @@ class FewShotTasks:
                 "no more shots and queries than examples",
                 "Lower n_shot or n_query, or drop the small classes.",
             )
-        if self.augment is not None and self.data.examples.ndim != 4:
+        if self.augment is not None and len(self.data.examples.shape) != 4:
             raise InputError(
                 f"augmentation of {where}, whose examples have shape "
                 f"{tuple(self.data.examples.shape[1:])}",

@@ -111,6 +111,9 @@ class Recipe:
 
 # The least and the most that a number may be.
 RANGES: dict[str, tuple[float, float]] = {
+    "data.workers": (0, 1024),
+    "data.hold": (0, 1 << 20),
+    "data.least": (1, math.inf),
     "model.width": (1, 1 << 16),
     "model.widths": (1, 1 << 16),
     "model.depth": (10, 1000),
