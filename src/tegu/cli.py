@@ -21,7 +21,7 @@ COMMANDS = {
     "reproduce": "train and evaluate a published result",
     "leaderboard": "compare all learners at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
-    "causal": "which of two columns of your file is the cause, and how sure that is",
+    "causal": "what causes what among the columns of your file, and how sure that is",
     "pack": "write a folder of your images as files that train fast and need no memory",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
@@ -37,6 +37,7 @@ examples:
   tegu reproduce reptile-omniglot-5way
   tegu leaderboard --data glyphs --seconds 60
   tegu causal mine.csv --environment site
+  tegu causal many-columns.csv --environment treatment --baseline none
   tegu train --learner protonet --data folder --set data.path=photos --run runs/photos
   tegu pack photos photos-84 --size 84
 
@@ -113,6 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         "--device": "cpu or cuda",
     }.items():
         train.add_argument(flag, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="show where the time goes, and write a trace.json.gz into the run, for a trace viewer",
+    )
     made["reproduce"].add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
     made["reproduce"].add_argument(
         "--output",
@@ -178,20 +184,31 @@ def _causal(one: argparse.ArgumentParser) -> None:
         one,
         ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
         ("--seed", int, 0, "seed of everything random"),
-        ("--repetitions", int, 12, "beliefs, each from a bootstrap sample of its own"),
-        ("--updates", int, 60, "updates of each belief, by two episodes each"),
+        ("--repetitions", int, 12, "beliefs about two columns, each from a sample of its own"),
+    )
+    one.add_argument(
+        "--updates",
+        type=int,
+        metavar="N",
+        help="updates of the belief (default: 60 for two columns, 600 for more)",
     )
     one.add_argument(
         "--environment",
         metavar="COLUMN",
         help="name or number of the column that says under which conditions, or after which "
-        "intervention, a row was observed",
+        "intervention, a row was observed; needed for three columns or more",
+    )
+    one.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="label of the rows without an intervention, for three columns or more "
+        "(default: that of the first row)",
     )
     one.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="picture of the belief's path (default: FILE-belief.png in this folder)",
+        help="picture of the belief (default: FILE-belief.png in this folder)",
     )
 
 

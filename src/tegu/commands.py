@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,19 @@ import torch
 from tegu import compare, recipes, report
 from tegu import leaderboard as board
 from tegu import pictures as draw
-from tegu.causal import find_direction
-from tegu.columns import read_columns
+from tegu.causal import UPDATES, find_direction
+from tegu.columns import Columns, read_columns
 from tegu.console import Tell, bar, say, training
 from tegu.datasets import pack_folder
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.profile import Watch
 from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
 from tegu.errors import InputError, unknown
+from tegu.graphs import UPDATES as GRAPH_UPDATES
+from tegu.graphs import recover
 from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.leaderboard import Budget
@@ -55,7 +58,8 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
     job = Job(recipe, arguments.data_dir)
     job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
-    _, last, pictures = _train(job, folder, resume=arguments.resume)
+    with Watch(folder / "trace.json.gz") if arguments.profile else nullcontext() as watch:
+        _, last, pictures = _train(job, folder, resume=arguments.resume)
     document = {
         "run": str(folder),
         "meta_iterations": last.iteration,
@@ -64,8 +68,11 @@ def train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
         "validation": last.validation,
         "pictures": [str(path) for path in pictures],
     }
-    text = f"meta-learned in {report.duration(last.seconds)}: {folder}"
-    return document, "\n".join([text, *_listed(pictures), f"next: tegu evaluate {folder}"])
+    text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *_listed(pictures)]
+    if watch:
+        document["profile"] = report.profile_document(watch)
+        text += ["", report.profile(watch), ""]
+    return document, "\n".join([*text, f"next: tegu evaluate {folder}"])
 
 
 def reproduce(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
@@ -300,7 +307,7 @@ def pack(arguments: argparse.Namespace) -> Outcome:
 
 
 def causal(arguments: argparse.Namespace) -> Outcome:
-    """Which of two columns is the cause."""
+    """Which of two columns is the cause, or the graph of more."""
     file: Path = arguments.file
     output = arguments.output or Path(f"{file.stem}-belief.png")
     if output.suffix.lower() != ".png":
@@ -308,13 +315,22 @@ def causal(arguments: argparse.Namespace) -> Outcome:
     _check_output(output)
     torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
     table = read_columns(file, environment=arguments.environment)
-    with bar(f"causal {file.name}", arguments.updates, unit="updates") as tell:
+    if table.labels and len(table.names) > 2:
+        return _causal_graph(table, arguments, output)
+    if arguments.baseline is not None:
+        raise InputError(
+            f"--baseline for {len(table.names)} columns of numbers",
+            "three columns or more, and --environment",
+            "Leave --baseline out.",
+        )
+    updates = UPDATES if arguments.updates is None else arguments.updates
+    with bar(f"causal {file.name}", updates, unit="updates") as tell:
         found = find_direction(
             table,
             kind=arguments.kind,
             seed=arguments.seed,
             repetitions=arguments.repetitions,
-            updates=arguments.updates,
+            updates=updates,
             progress=lambda done: tell(done, ""),
         )
     (a, b), (low, high) = found.names, found.band
@@ -348,6 +364,54 @@ def causal(arguments: argparse.Namespace) -> Outcome:
         f"rests on: {found.rows:,} rows of {found.kind}, {labels}, {found.episodes} episodes "
         "in each repetition",
         *([f"warning: {found.warning}"] if found.warning else []),
+        *_listed([output]),
+    ]
+    return document, "\n".join(text)
+
+
+def _causal_graph(table: Columns, arguments: argparse.Namespace, output: Path) -> Outcome:
+    """Direct causes among three columns or more, from interventions on unknown ones."""
+    assert table.labels is not None
+    baseline = table.labels[0] if arguments.baseline is None else arguments.baseline
+    if baseline not in table.labels:
+        raise unknown("label", baseline, dict.fromkeys(table.labels))
+    number = {baseline: 0}
+    for label in table.labels:
+        number.setdefault(label, len(number))
+    updates = GRAPH_UPDATES if arguments.updates is None else arguments.updates
+    with bar(f"causal {arguments.file.name}", updates, unit="updates") as tell:
+        belief = recover(
+            table.values,
+            torch.tensor([number[label] for label in table.labels]),
+            seed=arguments.seed,
+            meta_iterations=updates,
+            progress=lambda done: tell(done, ""),
+        )
+    names, k = table.names, len(table.names)
+    edges = sorted(
+        (-float(belief[effect, cause]), names[cause], names[effect])
+        for effect in range(k)
+        for cause in range(k)
+        if belief[effect, cause] > 0.5
+    )
+    title = f"{len(edges)} direct causes likelier than not, among {k} columns"
+    draw.belief_graph(names, belief, output, title=title)
+    document = {
+        "file": str(arguments.file),
+        "columns": list(names),
+        "edges": [{"cause": a, "effect": b, "belief": -minus} for minus, a, b in edges],
+        "beliefs": belief.tolist(),
+        "rows": len(table.values),
+        "interventions": len(number) - 1,
+        "baseline": baseline,
+        "updates": updates,
+        "seed": arguments.seed,
+        "picture": str(output),
+    }
+    text = [
+        *([f"{a} -> {b}  {-minus:.3f}" for minus, a, b in edges] or ["no edge is likely"]),
+        f"rests on: {len(table.values):,} rows, {len(number) - 1} interventions beside "
+        f"'{baseline}', {updates} updates",
         *_listed([output]),
     ]
     return document, "\n".join(text)

@@ -118,6 +118,11 @@ class FewShotTasks:
     def split(self) -> str:
         return self.data.split
 
+    @property
+    def waits(self) -> bool:
+        """Whether a draw reads files: then a thread of its own may draw ahead."""
+        return not isinstance(self.data.examples, Tensor)
+
     def episodes(self, index: Tensor) -> Episode:
         device = self.data.examples.device
         at = keys.fold(keys.key(self.seed, self.split, device=device), index.to(device))
@@ -179,6 +184,11 @@ class ClassBatches:
     @property
     def split(self) -> str:
         return self.data.split
+
+    @property
+    def waits(self) -> bool:
+        """Whether a draw reads files: then a thread of its own may draw ahead."""
+        return not isinstance(self.data.examples, Tensor)
 
     def episodes(self, index: Tensor) -> Episode:
         examples = self.data.examples

@@ -17,21 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import keys
+from tegu.engine.batches import BLOCK, batches
 from tegu.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
     write_atomically,
 )
+from tegu.engine.profile import iterated, part
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import select
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
-BLOCK = 32  # meta-iterations whose episodes are drawn together
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
 
@@ -308,7 +307,13 @@ def meta_train(
             )
 
     with _stop_signals() as stopped:
-        for iteration, episodes, key in _batches(tasks, settings, first):
+        for iteration, episodes, key in batches(
+            tasks,
+            meta_batch=settings.meta_batch,
+            seed=settings.seed,
+            first=first,
+            last=settings.meta_iterations,
+        ):
             done = settings.done(iteration, time.monotonic() - started)
             params, outer, loss = engine.update(
                 params, outer, episodes, key, outer_lr=settings.outer_rate(done), done=done
@@ -319,7 +324,8 @@ def meta_train(
             every = settings.validate_every
             if validate and every and (report.iteration % every == 0 or last):
                 paused = time.monotonic()
-                report.validation = validate(params)
+                with part("validation"):
+                    report.validation = validate(params)
                 started += time.monotonic() - paused
             if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
                 report.loss = float(torch.stack(losses).mean())
@@ -341,26 +347,15 @@ def meta_train(
                     )
             stop = bool(stopped)  # read once: a signal may come between the next two lines
             if stop or last or time.monotonic() - kept >= settings.checkpoint_seconds:
-                keep()
+                with part("checkpoint"):
+                    keep()
                 kept = time.monotonic()
+            iterated()
             if stop and not last:
                 raise Interrupted(stopped[0], report.iteration)
             if last:
                 break
     return params, report
-
-
-def _batches(tasks: Tasks, settings: Settings, first: int) -> Iterator[tuple[int, Any, Tensor]]:
-    """Iteration number, episodes and keys; drawn a block ahead, yet functions of the number."""
-    root, per = keys.key(settings.seed, "meta_train"), settings.meta_batch
-    for start in range(first, settings.meta_iterations, BLOCK):
-        count = min(BLOCK, settings.meta_iterations - start)
-        index = torch.arange(start * per, (start + count) * per)
-        block = tasks.episodes(index)
-        folded = keys.fold(root, index).to(block.support.x.device)
-        for i in range(count):
-            rows = slice(i * per, (i + 1) * per)
-            yield start + i, select(block, rows), folded[rows]
 
 
 @contextmanager

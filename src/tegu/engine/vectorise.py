@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tegu.datasets.archives import cache_folder
+from tegu.engine.profile import part
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
@@ -34,6 +36,17 @@ def can_compile() -> bool:
     """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     return any(name and shutil.which(name) for name in names)
+
+
+def _keep_compiled_code() -> None:
+    """Has compiled code kept in the user's own cache folder, for the next run to start faster.
+
+    By default it lies in the machine's folder for temporary files, gone after a restart.
+    """
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):  # then it stays where it lies by default
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
@@ -111,6 +124,7 @@ class Compiled:
             shape = self.function(*like(trees, leaves))
             return tensors_of(shape)
 
+        _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
         return torch.compile(graph, dynamic=False), shape
 
@@ -264,8 +278,9 @@ class Vectorised:
             return params, outer, loss
         some = next(iter(params.values()))
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
-        grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
-        with torch.no_grad():
+        with part("inner loop"):
+            grads, seen, loss = self._outer({**params, **staged}, episodes, keys)
+        with part("outer step"), torch.no_grad():
             new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
             tracked = {
                 name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
@@ -278,18 +293,25 @@ class Vectorised:
     ) -> tuple[Params, Tensor]:
         """One outer update by the learner's own rule; returns the mean inner loss too."""
         learner: Any = self.learner
-        if getattr(learner, "serial", False):
-            states, current = [], params
-            for t in range(size(episodes)):
-                one = select(episodes, slice(t, t + 1)).support
-                state = self.adapt(current, one, keys[t : t + 1], training=True)
-                current = learner.handover(current, map_tensors(lambda s: s[0], state))
-                states.append(state)
-            state = map_tensors(lambda *tensors: torch.cat(tensors), *states)
-        else:
-            state = self.adapt(params, episodes.support, keys, training=True)
-        with torch.no_grad():
+        with part("inner loop"):
+            if getattr(learner, "serial", False):
+                state = self._adapt_serially(params, episodes, keys)
+            else:
+                state = self.adapt(params, episodes.support, keys, training=True)
+        with part("outer step"), torch.no_grad():
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
+
+    def _adapt_serially(self, params: Params, episodes: Episode, keys: Tensor) -> State:
+        """Each task starts from what the one before has handed over."""
+        learner: Any = self.learner
+        states, current = [], params
+        for t in range(size(episodes)):
+            one = select(episodes, slice(t, t + 1)).support
+            state = self.adapt(current, one, keys[t : t + 1], training=True)
+            current = learner.handover(current, map_tensors(lambda s: s[0], state))
+            states.append(state)
+        stacked: State = map_tensors(lambda *tensors: torch.cat(tensors), *states)
+        return stacked
 
     def outer_gradient(
         self, params: Params, episodes: Episode, keys: Tensor
