@@ -242,6 +242,7 @@ class Job:
             compile=compiled,
             precision=settings.precision,
             checkpoint=settings.checkpoint and learner.outer_update is None,
+            at_once=settings.at_once,
         )
 
     @property
@@ -296,6 +297,7 @@ class Job:
             params,
             tasks,
             episodes=train.validate_episodes,
+            at_once=self.recipe.evaluate.at_once,
             score=measure.score,
             metric=measure.metric,
         )

@@ -58,6 +58,7 @@ class Engine:
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32 or bf16
     checkpoint: bool = False  # run inner steps again on the way back, to save memory
+    at_once: int = 0  # tasks of a meta-batch side by side; 0: all. Fewer take less memory
     device: str = "cpu"
     threads: int = 0  # 0: torch's own choice
 
@@ -133,6 +134,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.validate_episodes": (2, math.inf),
     "train.checkpoint_seconds": (0, math.inf),
     "engine.threads": (0, 1024),
+    "engine.at_once": (0, math.inf),
     "evaluate.episodes": (2, math.inf),
     "evaluate.at_once": (1, math.inf),
     "evaluate.cells.n_way": (0, math.inf),
