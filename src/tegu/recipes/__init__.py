@@ -118,6 +118,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.width": (1, 1 << 16),
     "model.widths": (1, 1 << 16),
     "model.depth": (10, 1000),
+    "model.blocks": (1, 1000),
     "model.widen": (1, 1 << 10),
     "model.hidden": (1, 1 << 20),
     "train.meta_iterations": (1, math.inf),
