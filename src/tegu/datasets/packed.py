@@ -238,11 +238,11 @@ class _Array:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.seek(0)
-            self._head()
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                self._file.seek(0)
+                self._head()
+                self._file.flush()
+                os.fsync(self._file.fileno())
             self._file = None
 
 

@@ -220,6 +220,8 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]
     if not cells:
         own = any(f.name == "n_way" for f in fields(cls))  # else its network has as many outputs
+        ways = str(changed.get("train.n_way", 5))  # who trains on fewer may have no more classes
+        own = own and not (ways.isdigit() and int(ways) < 5)
         n_way, n_query = 5 if own else 0, 15 if cls.transductive else 1
         modes = (mode, "support") if mode == "transductive" else (mode,)
         cells = [

@@ -62,7 +62,7 @@ class Own(Images):
             raise InputError(
                 f"{data.n_classes} classes in {where} for tasks of {wanted.n_way}",
                 f"{wanted.n_way} classes in each split that is used",
-                f"Lower train.n_way (and n_way of the figures), or {self.more_classes()}.",
+                f"Lower train.n_way, or {self.more_classes()}.",
             )
         small = (data.counts < need).nonzero().flatten().tolist()
         if small:
