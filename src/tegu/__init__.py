@@ -8,6 +8,7 @@ from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
     GaussianProcesses,
+    Packable,
     Sinusoids,
     SyntheticTables,
     load_cifar_fs,
@@ -17,6 +18,8 @@ from tegu.datasets import (
     load_omniglot,
     load_packed,
     pack_folder,
+    read_images,
+    write_packed,
 )
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
@@ -37,6 +40,7 @@ __all__ = [
     "InputError",
     "Learner",
     "MetaLearned",
+    "Packable",
     "Reptile",
     "Sinusoids",
     "SyntheticTables",
@@ -52,4 +56,6 @@ __all__ = [
     "meta_train",
     "models",
     "pack_folder",
+    "read_images",
+    "write_packed",
 ]

@@ -417,6 +417,16 @@ def test_a_learner_trains_on_files_as_on_memory(tmp_path: Path, photos: Photos) 
     torch.testing.assert_close(learned[1], learned[0], rtol=0, atol=0)
 
 
+def test_images_to_adapt_with_are_read_alike(tmp_path: Path, photos: Photos) -> None:
+    folder = photos(tmp_path / "p", {"a": 3})
+    files = sorted(folder.glob("a/*"))
+    data = load_folder(folder, "meta_train", channels=1, fit="pad", **ALL)
+    found = tegu.read_images(files, size=8, channels=1, fit="pad")
+    torch.testing.assert_close(found, data.tensor.float() / 255)
+    with pytest.raises(InputError, match="no files; expected at least one image"):
+        tegu.read_images([])
+
+
 # Packing
 
 

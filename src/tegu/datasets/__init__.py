@@ -9,6 +9,7 @@ from tegu.datasets.cifar import load_fc100 as load_fc100
 from tegu.datasets.classes import ClassDataset as ClassDataset
 from tegu.datasets.folders import load_folder as load_folder
 from tegu.datasets.folders import pack_folder as pack_folder
+from tegu.datasets.folders import read_images as read_images
 from tegu.datasets.gaussian_processes import GaussianProcesses as GaussianProcesses
 from tegu.datasets.glyphs import load_glyphs as load_glyphs
 from tegu.datasets.grammars import Grammars as Grammars

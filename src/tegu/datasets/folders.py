@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -125,6 +125,24 @@ def load_folder(
         groups=torch.tensor([numbers[one.group] for one in found]) if any(groups) else None,
     )
     return data.read() if rows.shape.numel() <= hold else data
+
+
+def read_images(
+    files: Iterable[str | Path], *, size: int = 84, channels: int = 3, fit: str = "crop"
+) -> Tensor:
+    """Image files as a model takes them that was trained on a folder: (B, C, size, size), 0 to 1.
+
+    Args:
+        files: B paths.
+        size, channels, fit: as the training had them; see `load_folder`.
+
+    Raises:
+        InputError: a file is no image, or there are none.
+    """
+    form, paths = Form(size, channels, fit), [str(Path(file).expanduser()) for file in files]
+    if not paths:
+        raise InputError("no files", "at least one image", "Check what was listed.")
+    return ImageRows(paths, form)[torch.arange(len(paths))].to(torch.get_default_dtype()) / 255
 
 
 def pack_folder(
