@@ -26,6 +26,7 @@ class Own(Images):
         path: where they are.
     """
 
+    downloads: ClassVar[bool] = True
     # Learners by metric train on more ways; the classes of one's own are few.
     start: ClassVar[Mapping[str, Any]] = {"train.n_way": 5}
 
