@@ -243,6 +243,7 @@ class Job:
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
             checkpoint=settings.checkpoint and learner.outer_update is None,
+            at_once=settings.at_once,
         )
 
     @cached_property
@@ -301,6 +302,7 @@ class Job:
             params,
             tasks,
             episodes=train.validate_episodes,
+            at_once=self.recipe.evaluate.at_once,
             score=measure.score,
             metric=measure.metric,
         )

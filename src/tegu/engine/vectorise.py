@@ -147,6 +147,8 @@ class Vectorised:
             GPU waits for the processor between small operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
             again on the way back, so that memory hardly grows with their number.
+        at_once: tasks of a meta-batch that run side by side; 0 for all. The others follow,
+            and the outer update is the same, rounding aside: it bounds the memory.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Vectorised:
         precision: str = "fp32",
         cuda_graphs: bool = False,
         checkpoint: bool = False,
+        at_once: int = 0,
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
@@ -165,7 +168,9 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        self.checkpoint, self._vectorise = checkpoint, vectorise
+        if at_once < 0:
+            raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
+        self.checkpoint, self._vectorise, self.at_once = checkpoint, vectorise, at_once
         if checkpoint and (
             learner.outer_update is not None
             or not learner.chained()
@@ -194,6 +199,7 @@ class Vectorised:
             precision=self.precision,
             cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
+            at_once=self.at_once,
         )
 
     def __str__(self) -> str:
@@ -318,7 +324,13 @@ class Vectorised:
             if getattr(learner, "serial", False):
                 state = self._adapt_serially(params, episodes, keys)
             else:
-                state = self.adapt(params, episodes.support, keys, training=True)
+                states = [
+                    self.adapt(params, one.support, at, training=True)
+                    for one, at in self._parts(episodes, keys)
+                ]
+                state = states[0]
+                if len(states) > 1:
+                    state = map_tensors(lambda *parts: torch.cat(parts), *states)
         with part("outer step"), torch.no_grad():
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
 
@@ -345,12 +357,26 @@ class Vectorised:
         self, params: Params, episodes: Episode, keys: Tensor
     ) -> tuple[Params, Params, Tensor]:
         """Gradient by what is learnt, batch statistics seen, and value of the outer loss."""
-        if self.checkpoint:
-            return self._checkpointed(params, episodes, keys)
-        found: tuple[Params, Params, Tensor] = self._either(
-            self._fast_gradient, self._looped_gradient, params, episodes, keys
-        )
-        return found
+        total: Any = None
+        for one, at in self._parts(episodes, keys):
+            share = len(at) / len(keys)
+            found = (
+                self._checkpointed(params, one, at)
+                if self.checkpoint
+                else self._either(self._fast_gradient, self._looped_gradient, params, one, at)
+            )
+            if share < 1:
+                found = map_tensors(lambda x, share=share: x * share, found)
+            total = found if total is None else map_tensors(torch.add, total, found)
+        mean: tuple[Params, Params, Tensor] = total
+        return mean
+
+    def _parts(self, episodes: Episode, keys: Tensor) -> Iterator[tuple[Episode, Tensor]]:
+        """Tasks that run side by side: all of them, or so many at a time."""
+        count = self.at_once or len(keys)
+        for start in range(0, len(keys), count):
+            rows = slice(start, start + count)
+            yield select(episodes, rows), keys[rows]
 
     def _gradient(
         self, params: Params, episodes: Episode, keys: Tensor
