@@ -9,7 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from tegu import leaderboard as board
 from tegu import pictures as draw
 from tegu.causal import UPDATES, find_direction
 from tegu.columns import Columns, read_columns
-from tegu.console import bar, say, training
+from tegu.console import Tell, bar, say, training
+from tegu.datasets import pack_folder
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.profile import Watch
@@ -41,6 +42,7 @@ from tegu.recipes import Cell
 from tegu.sampling import Tasks
 
 CHECKPOINT = "checkpoint.safetensors"
+PACKING = ("size", "channels", "fit", "shares", "seed", "least", "workers", "skip_broken")
 Outcome = tuple[dict[str, Any], str]
 
 
@@ -134,10 +136,12 @@ def evaluate_run(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
     """Scores what a run has meta-learned so far."""
     recipe = _recipe_of(arguments.run)
     for key in overrides:
-        if key.split(".")[0] not in ("evaluate", "engine"):
+        # Where data lie may change, and new classes may lie there.
+        if key.split(".")[0] not in ("evaluate", "engine") and key != "data.path":
             raise InputError(
                 f"{key} in an evaluation",
-                "settings of [evaluate] or [engine]; the others were fixed in training",
+                "settings of [evaluate] or [engine], or data.path; the others were fixed in "
+                "training",
                 "Train another run with it.",
             )
     job = Job(recipes.parse(recipe, overrides), arguments.data_dir)
@@ -269,6 +273,37 @@ def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path)
         path,
         title=f"{data}, {way}-way {n_shot}-shot: what each learner reaches, and what a task costs",
     )
+
+
+def pack(arguments: argparse.Namespace) -> Outcome:
+    """A folder of images in one file a split."""
+    with ExitStack() as stack:
+        opened: list[Tell] = []  # how many images there are is known once they are listed
+
+        def progress(done: int, total: int) -> None:
+            if not opened:
+                shown = bar(f"pack {arguments.folder}", total, unit="images")
+                opened.append(stack.enter_context(shown))
+            opened[0](done, "")
+
+        chosen = {name: getattr(arguments, name) for name in PACKING}
+        index, broken = pack_folder(arguments.folder, arguments.out, **chosen, progress=progress)
+    splits = {
+        split: {"classes": len(part["counts"]), "examples": sum(part["counts"])}
+        for split, part in index["splits"].items()
+    }
+    document = {
+        "pack": str(arguments.out),
+        "shape": index["shape"],
+        "splits": splits,
+        "broken": [error.given for error in broken],
+    }
+    text = [
+        *(f"{s}: {n['classes']:,} classes, {n['examples']:,} images" for s, n in splits.items()),
+        *(f"left out: {error.given}" for error in broken),
+        f"next: tegu train --learner protonet --data packed --set data.path={arguments.out}",
+    ]
+    return document, "\n".join(text)
 
 
 def causal(arguments: argparse.Namespace) -> Outcome:
@@ -510,6 +545,10 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
     recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
+    threads = f", {torch.get_num_threads()} threads" if recipe.engine.device == "cpu" else ""
+    say(
+        f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
+    )
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
     total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
     with bar(title, total, unit=unit) as tell:
@@ -729,6 +768,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "leaderboard": leaderboard,
     "compare": compare_learners,
     "causal": causal,
+    "pack": pack,
     "recipes": list_recipes,
     "info": info,
 }

@@ -103,8 +103,8 @@ class Compiled:
     setting, so that a call checks its tensors' shapes and nothing else.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
+        self.function, self.cuda_graphs = function, cuda_graphs
         self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
@@ -114,7 +114,11 @@ class Compiled:
         if signature not in self._programs:
             self._programs[signature] = self._compiled(trees, leaves)
         program, shape = self._programs[signature]
-        return like(shape, program(*leaves))
+        if not self.cuda_graphs:
+            return like(shape, program(*leaves))
+        # The next replay writes where this one did: what comes out is copied first.
+        torch.compiler.cudagraph_mark_step_begin()
+        return like(shape, [x.clone() for x in program(*leaves)])
 
     def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
         shape: Any = None
@@ -126,7 +130,8 @@ class Compiled:
 
         _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
-        return torch.compile(graph, dynamic=False), shape
+        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
+        return torch.compile(graph, dynamic=False, options=options), shape
 
 
 class Vectorised:
@@ -138,8 +143,12 @@ class Vectorised:
         compile: whether to compile the inner step, or the outer gradient.
         precision: "fp32", or "bf16" for the passes through the model while
             task weights, optimiser state and outer update stay in fp32.
+        cuda_graphs: record what is compiled as CUDA graphs, and replay them: of use where a
+            GPU waits for the processor between small operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
             again on the way back, so that memory hardly grows with their number.
+        at_once: tasks of a meta-batch that run side by side; 0 for all. The others follow,
+            and the outer update is the same, rounding aside: it bounds the memory.
     """
 
     def __init__(
@@ -149,7 +158,9 @@ class Vectorised:
         vectorise: str = "auto",
         compile: bool = False,
         precision: str = "fp32",
+        cuda_graphs: bool = False,
         checkpoint: bool = False,
+        at_once: int = 0,
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
@@ -157,7 +168,9 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        self.checkpoint, self._vectorise = checkpoint, vectorise
+        if at_once < 0:
+            raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
+        self.checkpoint, self._vectorise, self.at_once = checkpoint, vectorise, at_once
         if checkpoint and (
             learner.outer_update is not None
             or not learner.chained()
@@ -168,7 +181,11 @@ class Vectorised:
                 "a learner whose outer loss is that of its last inner step, as MAML's",
                 "Switch engine.checkpoint off.",
             )
-        made: Callable[..., Any] = Compiled if compile else lambda function: function
+        self.cuda_graphs = cuda_graphs
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            return Compiled(function, cuda_graphs=cuda_graphs) if compile else function
+
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
         self._fast_gradient = made(self._gradient)
@@ -180,8 +197,18 @@ class Vectorised:
             vectorise=self._vectorise,
             compile=self.compile,
             precision=self.precision,
+            cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
+            at_once=self.at_once,
         )
+
+    def __str__(self) -> str:
+        """How tasks are run, for people."""
+        parts = ["task by task" if self.loop else "many tasks at once"]
+        parts.append("compiled" if self.compile else "not compiled")
+        parts += ["CUDA graphs"] if self.compile and self.cuda_graphs else []
+        parts += ["inner steps checkpointed"] if self.checkpoint else []
+        return ", ".join([*parts, self.precision])
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):
@@ -297,7 +324,13 @@ class Vectorised:
             if getattr(learner, "serial", False):
                 state = self._adapt_serially(params, episodes, keys)
             else:
-                state = self.adapt(params, episodes.support, keys, training=True)
+                states = [
+                    self.adapt(params, one.support, at, training=True)
+                    for one, at in self._parts(episodes, keys)
+                ]
+                state = states[0]
+                if len(states) > 1:
+                    state = map_tensors(lambda *parts: torch.cat(parts), *states)
         with part("outer step"), torch.no_grad():
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
 
@@ -324,12 +357,26 @@ class Vectorised:
         self, params: Params, episodes: Episode, keys: Tensor
     ) -> tuple[Params, Params, Tensor]:
         """Gradient by what is learnt, batch statistics seen, and value of the outer loss."""
-        if self.checkpoint:
-            return self._checkpointed(params, episodes, keys)
-        found: tuple[Params, Params, Tensor] = self._either(
-            self._fast_gradient, self._looped_gradient, params, episodes, keys
-        )
-        return found
+        total: Any = None
+        for one, at in self._parts(episodes, keys):
+            share = len(at) / len(keys)
+            found = (
+                self._checkpointed(params, one, at)
+                if self.checkpoint
+                else self._either(self._fast_gradient, self._looped_gradient, params, one, at)
+            )
+            if share < 1:
+                found = map_tensors(lambda x, share=share: x * share, found)
+            total = found if total is None else map_tensors(torch.add, total, found)
+        mean: tuple[Params, Params, Tensor] = total
+        return mean
+
+    def _parts(self, episodes: Episode, keys: Tensor) -> Iterator[tuple[Episode, Tensor]]:
+        """Tasks that run side by side: all of them, or so many at a time."""
+        count = self.at_once or len(keys)
+        for start in range(0, len(keys), count):
+            rows = slice(start, start + count)
+            yield select(episodes, rows), keys[rows]
 
     def _gradient(
         self, params: Params, episodes: Episode, keys: Tensor
