@@ -2,11 +2,13 @@
 
     python benchmarks/memory.py --data-dir DATA
 
-Two questions, each part in a process of its own, so that one peak does not hide another:
+Three questions, each part in a process of its own, so that one peak does not hide another:
 
 1. Peak memory of second-order MAML on Omniglot 5-way 1-shot (8 tasks, 75 queries, Conv-4 with
    strides) with 5 and with 50 inner steps, plain and checkpointed.
 2. Memory after 100 and after 1,000 adaptations in a row, of MAML and of prototypical networks.
+3. Peak memory of second-order MAML with larger networks (4 tasks of colour images of 32 pixels, 2
+   inner steps): all at once, with blocks run again, task by task, and both.
 
 The result file holds bytes as values; a ratio of two of them is a cell of its own.
 """
@@ -23,8 +25,12 @@ from typing import Any
 import torch
 
 from tegu import keys, recipes, report
+from tegu.datasets import ClassDataset
 from tegu.engine.vectorise import Vectorised
 from tegu.job import Job
+from tegu.learners import Maml
+from tegu.models import ResNet12, ViT
+from tegu.sampling import FewShotTasks
 
 STEPS = (5, 50)
 
@@ -59,6 +65,27 @@ def gradient(steps: int, checkpoint: bool, data_dir: Path | None) -> int:
     return peak - before
 
 
+def larger(network: str, checkpoint: bool, at_once: int) -> int:
+    """Peak bytes above what the process held before, of two outer gradients on noise."""
+    model: torch.nn.Module = (
+        ResNet12(5, widths=(64, 128, 256, 512), checkpoint=checkpoint)
+        if network == "resnet12"
+        else ViT(5, blocks=12, checkpoint=checkpoint)
+    )
+    learner = Maml(model=model, inner_lr=0.01, inner_steps=2, normalisation="transductive")
+    x = torch.randn(100, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    data = ClassDataset("noise", "meta_train", x, torch.tensor([10] * 10), tuple("abcdefghij"))
+    batch = FewShotTasks(data, n_way=5, n_shot=1, n_query=1).episodes(torch.arange(4))
+    params, at = learner.init(), keys.fold(keys.key(0), torch.arange(4))
+    engine = Vectorised(learner, at_once=at_once)
+    before = resident()
+    for _ in range(2):
+        engine.outer_gradient(params, batch, at)
+    peak = report.peak_bytes()
+    assert peak is not None
+    return peak - before
+
+
 def adaptations(learner: str, data_dir: Path | None) -> tuple[int, int]:
     """Resident bytes after 100 and after 1,000 tasks learnt one after another."""
     one = job(learner, data_dir)
@@ -79,10 +106,11 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(function, arguments)
 
 
-def cell(work: str, value: float) -> dict[str, Any]:
+def cell(work: str, value: float, data: str = "omniglot", n_query: int = 15) -> dict[str, Any]:
     """A figure without an interval: it is counted, not sampled."""
+    protocol = {"data": data, "n_way": 5, "n_shot": 1, "n_query": n_query, "learner": work}
     return {
-        "protocol": {"data": "omniglot", "n_way": 5, "n_shot": 1, "n_query": 15, "learner": work},
+        "protocol": protocol,
         "metric": "bytes" if value > 100 else "ratio",
         "value": value,
         "ci95": None,
@@ -115,6 +143,12 @@ def main() -> None:
         print(f"{learner}: {early / 2**20:.1f} MiB after 100 tasks, {late / 2**20:.1f} after 1,000")
         cells.append(cell(f"{learner}, held after 100 adaptations", early))
         cells.append(cell(f"{learner}, held after 1,000 adaptations", late))
+    for network in ("resnet12", "vit"):
+        for checkpoint, at_once in ((False, 0), (True, 0), (False, 1), (True, 1)):
+            peak = apart(larger, network, checkpoint, at_once)
+            kind = f"{'blocks run again' if checkpoint else 'plain'}, {at_once or 4} tasks at once"
+            print(f"{network}, {kind}: {peak / 2**20:.0f} MiB", flush=True)
+            cells.append(cell(f"maml, {network}, {kind}", peak, "noise", 1))
     report.write_result(
         arguments.output,
         report.result_document(

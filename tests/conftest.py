@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tegu.datasets.classes import ClassDataset
 from tegu.errors import unknown
@@ -62,3 +65,22 @@ def _glyphs(split: str) -> ClassDataset:
 def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recipes take glyphs from eight classes a split, which nobody needs to draw."""
     monkeypatch.setattr("tegu.sources.images.load_glyphs", _glyphs)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Callable[..., Path]:
+    """Makes a folder of small images, so many of each class by its path, no two alike."""
+
+    def make(folder: Path, counts: Mapping[str, int], *, kinds: tuple[str, ...] = ("png",)) -> Path:
+        number = 0
+        for name, count in counts.items():
+            (folder / name).mkdir(parents=True)
+            for i in range(count):
+                number += 1
+                shape = (8 + number % 3, 8 + number % 5, 3)
+                pixels = np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
+                file = folder / name / f"{i:02d}.{kinds[i % len(kinds)]}"
+                Image.fromarray(pixels).save(file)
+        return folder
+
+    return make

@@ -97,6 +97,11 @@ def archives(*, background: bytes) -> Action:
     return prepare
 
 
+def several(*actions: Action) -> Action:
+    """One after another."""
+    return lambda place: [action(place) for action in actions]
+
+
 def zipped(*names: str) -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -135,6 +140,7 @@ SETTING = f"{NEW} --set "
 CIFAR = "train --data cifar-fs --data-dir data --run new"
 OMNIGLOT = "train --data omniglot --data-dir data --run new"
 DAMAGED = "a whole, undamaged zip archive, or the folder extracted from it"
+OWN = "train --data folder --run new --set data.path="
 CELLS = "[evaluate]\nepisodes = 2\n"
 
 
@@ -162,7 +168,7 @@ CASES = {
     "command": Case(
         "trian reptile-glyphs",
         "unknown command 'trian'",
-        "one of causal, compare, evaluate, info, leaderboard, quickstart, recipes, reproduce",
+        "one of causal, compare, evaluate, info, leaderboard, pack, quickstart, recipes, reproduce",
         "Did you mean 'train'?",
     ),
     "option": Case(
@@ -239,7 +245,7 @@ CASES = {
         "train --learner protonet --data sinusoids",
         "protonet on sinusoids",
         "classes, which it learns",
-        "Take protonet on cifar-fs or fc100 or glyphs",
+        "Take protonet on cifar-fs or fc100 or folder",
     ),
     "numbers wanted": Case(
         "train --learner joint --data glyphs",
@@ -256,7 +262,7 @@ CASES = {
     "data set": Case(
         f"{NEW} --data omniglott",
         "data set 'omniglott'",
-        "causal-pairs, cifar-fs, fc100, glyphs",
+        "causal-pairs, cifar-fs, fc100, folder, glyphs",
         "mean 'omniglot'?",
     ),
     "a model of images on waves": Case(
@@ -483,6 +489,99 @@ CASES = {
         "letters, digits",
         "Write name",
         file("mine.toml", "name='../x'"),
+    ),
+    # Data of one's own
+    "a folder of images without a path": Case(
+        "train --data folder",
+        "the data set folder without a path",
+        "where your data are",
+        "Add --set data.path=FOLDER",
+    ),
+    "a folder of images that is not there": Case(
+        f"{OWN}photos", "no folder ", "one sub-folder for each class", "Check the path"
+    ),
+    "a folder without images": Case(
+        f"{OWN}papers", "papers holds no images", "files ending in .bmp, .gif", "Check the path"
+    ),
+    "images without classes": Case(
+        f"{OWN}photos",
+        "photos/cat.png with no sub-folder around it",
+        "one sub-folder for each class",
+        "Move it into its class's folder",
+        file("photos/cat.png", "any"),
+    ),
+    "images divided for another purpose": Case(
+        f"{OWN}photos",
+        "photos is divided into train and val",
+        "one sub-folder for each class",
+        "put all classes side by side",
+        several(file("photos/train/cat/1.png", ""), file("photos/val/cat/1.png", "")),
+    ),
+    "a broken image": Case(
+        f"{OWN}photos --set data.shares=[1,0,0]",
+        "photos/cat/1.png cannot be read as an image (cannot identify",
+        "a whole file (BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP)",
+        "Replace or remove it; `tegu pack --skip-broken` leaves such files out",
+        several(file("photos/cat/1.png", "<html>"), file("photos/dog/1.png", "<html>")),
+    ),
+    "a broken image to pack": Case(
+        "pack photos out",
+        "photos/cat/1.png cannot be read as an image",
+        "a whole file",
+        "Replace or remove it",
+        file("photos/cat/1.png", "<html>"),
+    ),
+    "nothing but broken images to pack": Case(
+        "pack photos out --skip-broken",
+        "no example for out",
+        "at least one",
+        "Look at",
+        file("photos/cat/1.png", "<html>"),
+    ),
+    "a pack where something is": Case(
+        "pack photos papers",
+        "papers is there",
+        "a folder that is not",
+        "Choose another",
+        file("photos/cat/1.png", "<html>"),
+    ),
+    "a pack in a file": Case(
+        "pack photos papers/thesis.tex/out",
+        "papers/thesis.tex/out cannot be written: ",
+        "a folder that can be written",
+        "choose another folder",
+        file("photos/cat/1.png", "<html>"),
+    ),
+    "a size of images": Case(
+        "pack photos out --size 0", "images of 0 pixels", "1 to 4,096", "Pass size=84"
+    ),
+    "a size in words": Case(
+        "pack photos out --size big", "invalid int value: 'big'", "arguments as in the help", "See"
+    ),
+    "a fit": Case(
+        "pack photos out --fit crap", "unknown fit 'crap'", "crop, pad, stretch", "mean 'crop'"
+    ),
+    "a pack that is none": Case(
+        "train --data packed --set data.path=papers",
+        "papers holds no classes.json",
+        "a folder that `tegu pack`",
+        "Check data.path",
+    ),
+    "a pack of something else": Case(
+        "train --data packed --set data.path=other",
+        "other/classes.json is no list of classes",
+        "a folder that `tegu pack`",
+        "Pack again",
+        file("other/classes.json", '{"format": 7}'),
+    ),
+    "a patch that does not divide": Case(
+        f"{OTHER} --model vit --set model.patch=5",
+        "patch is 5, which does not divide 28",
+        "a divisor of the images' size",
+        "Pass patch=4",
+    ),
+    "tasks at once below none": Case(
+        f"{SETTING}engine.at_once=-1", "engine.at_once is -1", "at least 0", "Change at_once"
     ),
     # Folders
     "no data folder": Case(

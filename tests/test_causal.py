@@ -212,9 +212,72 @@ def test_command_as_json_without_environments(
     assert picture.is_file()
 
 
+def chain(path: Path) -> Path:
+    """Three columns, a -> b -> c, each intervened on by a treatment that does not say so."""
+    rng = np.random.default_rng(0)
+
+    def rows(n: int, changed: str = "") -> NDArray[np.int64]:
+        a = rng.random(n) < (0.9 if changed == "a" else 0.25)
+        b = np.where(rng.random(n) < 0.85, a, rng.random(n) < 0.2)
+        b = rng.random(n) < 0.9 if changed == "b" else b
+        c = np.where(rng.random(n) < 0.85, b, rng.random(n) < 0.2)
+        c = rng.random(n) < 0.9 if changed == "c" else c
+        return np.stack([a, b, c], 1).astype(np.int64)
+
+    lines = ["a,b,c,treatment"]
+    for label, changed, n in (("x", "a", 150), ("none", "", 900), ("y", "b", 150), ("z", "c", 150)):
+        lines += [f"{a},{b},{c},{label}" for a, b, c in rows(n, changed)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_more_columns_give_a_graph(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chain(tmp_path / "mine.csv")
+    words = ["causal", "mine.csv", "--environment", "treatment", "--baseline", "none"]
+    assert main([*words, "--updates", "250", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {(e["cause"], e["effect"]) for e in document["edges"]} == {("a", "b"), ("b", "c")}
+    assert all(0.5 < e["belief"] <= 1 for e in document["edges"])
+    assert (document["rows"], document["interventions"]) == (1350, 3)
+    assert document["baseline"] == "none"
+    assert np.array(document["beliefs"]).shape == (3, 3)
+    assert (tmp_path / "mine-belief.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*words, "--updates", "1"]) == 0
+    assert "rests on: 1,350 rows, 3 interventions beside 'none', 1 updates" in (
+        capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ([], "line 2 of mine.csv holds 'x' in treatment"),
+        (["--environment", "treatment", "--baseline", "nothing"], "unknown label 'nothing'"),
+        (["--environment", "treatment", "--updates", "0"], "0 updates"),
+        (["--environment", "a", "--baseline", "0"], "line 2 of mine.csv holds 'x' in treatment"),
+    ],
+)
+def test_bad_input_for_a_graph(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chain(tmp_path / "mine.csv")
+    assert main(["causal", "mine.csv", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["causal", "mine.csv", "--environment", "site", "--baseline", "x"], "--baseline for 2"),
         (["causal", "no.csv"], "there is no file no.csv"),
         (["causal"], "the following arguments are required: FILE"),
         (["causal", "mine.csv", "--output", "path.txt"], "a picture named path.txt"),

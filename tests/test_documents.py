@@ -78,6 +78,13 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tried >= 9
 
 
+def test_your_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    failed, tried = doctest.testfile(str(ROOT / "docs/your-data.md"), module_relative=False)
+    assert not failed
+    assert tried >= 28
+
+
 @pytest.fixture
 def nearest_mean(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The class that CONTRIBUTING adds, registered as its step 2 says."""

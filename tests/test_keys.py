@@ -98,3 +98,47 @@ def test_a_key_draws_the_same_alone_in_a_batch_and_under_vmap(draw) -> None:
     torch.testing.assert_close(draw(many), alone, rtol=0, atol=0)
     torch.testing.assert_close(vmap(draw)(many), alone, rtol=0, atol=0)
     assert len(alone.unique(dim=0)) == 7
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 26, 100, 101, 4096, 5000])
+def test_a_shuffle_holds_each_number_once(n: int) -> None:
+    root = keys.fold(keys.key(0), torch.arange(4))[:, None]
+    orders = keys.shuffled(root, torch.arange(n), n)
+    assert orders.sort(-1).values.tolist() == [list(range(n))] * 4
+    assert n < 26 or len(orders.unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize(("n", "orders"), [(3, 6), (4, 24), (5, 120), (6, 720)])
+def test_shuffles_of_few_are_uniform(n: int, orders: int) -> None:
+    """Pearson's chi-square over all orders, 5 deviations above its mean at most."""
+    found = keys.shuffled(keys.fold(keys.key(3), torch.arange(24_000))[:, None], torch.arange(n), n)
+    counts = found.unique(dim=0, return_counts=True)[1].double()
+    assert len(counts) == orders
+    expected = 24_000 / orders
+    chi2 = float(((counts - expected) ** 2 / expected).sum())
+    assert chi2 < orders - 1 + 5 * (2 * (orders - 1)) ** 0.5
+
+
+def test_shuffles_of_many_keep_no_trace_of_the_order() -> None:
+    """Where the first number goes is uniform, and so is the step between neighbours."""
+    n, shuffles = 5000, 50_000
+    key = keys.fold(keys.key(1), torch.arange(shuffles))[:, None]
+    pair = keys.shuffled(key, torch.tensor([0, 1]), n)
+    for values in (pair[:, 0], (pair[:, 1] - pair[:, 0]) % n):
+        counts = torch.bincount(values, minlength=n).double()[values.min() :]
+        expected = shuffles / len(counts)
+        chi2 = float(((counts - expected) ** 2 / expected).sum())
+        assert abs(chi2 - len(counts)) < 5 * (2 * len(counts)) ** 0.5
+    one = keys.shuffled(keys.key(5), torch.arange(n), n).double()
+    for lag in (1, 2, 70, 71, 72):  # 71 is the width of a row of pairs
+        assert abs(float(torch.corrcoef(torch.stack([one[:-lag], one[lag:]]))[0, 1])) < 5 / n**0.5
+
+
+def test_a_place_of_a_vast_shuffle() -> None:
+    n = 10**15 + 7
+    place = torch.tensor([0, 1, n - 1, 123_456_789])
+    alone = [int(keys.shuffled(keys.key(2), one, n)) for one in place]
+    assert keys.shuffled(keys.key(2), place, n).tolist() == alone
+    assert len(set(alone)) == 4
+    assert all(0 <= x < n for x in alone)
+    assert max(alone) > n // 1000

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tegu.datasets.classes import ClassDataset
 from tegu.errors import InputError
@@ -354,3 +355,28 @@ def test_batches_of_images_are_floats(numbered: ClassDataset) -> None:
 def test_no_batch_is_empty(numbered: ClassDataset) -> None:
     with pytest.raises(InputError, match=r"batch is 0; expected at least 1"):
         ClassBatches(numbered, 0)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "batches"])
+def test_a_draw_makes_nothing_as_large_as_the_classes_are_many(kind: str) -> None:
+    """The second draw of a data set of 100,000 classes: no tensor has an axis of that length."""
+    n = 100_000
+    data = ClassDataset(
+        "many", "meta_train", torch.zeros(2 * n, 1), torch.full((n,), 2), tuple(map(str, range(n)))
+    )
+    tasks = FewShotTasks(data, 5, 1) if kind == "tasks" else ClassBatches(data, 8)
+    tasks.episodes(torch.arange(3))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for one in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(one, torch.Tensor):
+                    largest = max(largest, one.numel())
+            return out
+
+    with Watch():
+        tasks.episodes(torch.arange(3))
+    assert 0 < largest < 10_000

@@ -8,12 +8,18 @@ from tegu import datasets, learners, losses, models
 from tegu.datasets import (
     ClassDataset,
     GaussianProcesses,
+    Packable,
     Sinusoids,
     SyntheticTables,
     load_cifar_fs,
     load_fc100,
+    load_folder,
     load_glyphs,
     load_omniglot,
+    load_packed,
+    pack_folder,
+    read_images,
+    write_packed,
 )
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
@@ -34,6 +40,7 @@ __all__ = [
     "InputError",
     "Learner",
     "MetaLearned",
+    "Packable",
     "Reptile",
     "Sinusoids",
     "SyntheticTables",
@@ -41,9 +48,14 @@ __all__ = [
     "learners",
     "load_cifar_fs",
     "load_fc100",
+    "load_folder",
     "load_glyphs",
     "load_omniglot",
+    "load_packed",
     "losses",
     "meta_train",
     "models",
+    "pack_folder",
+    "read_images",
+    "write_packed",
 ]

@@ -35,6 +35,7 @@ from tegu.models.categories import category_pair, counts, tables_of
 from tegu.models.experts import ExpertPair, fit_joint
 
 KINDS = ("auto", "numbers", "categories")
+UPDATES = 60  # of a belief, unless told
 FEWEST = 30  # rows of a table
 FEWEST_IN = 10  # rows of an environment
 MOST_CATEGORIES = 12  # that `auto` takes whole numbers for categories
@@ -160,7 +161,7 @@ def find_direction(
     kind: str = "auto",
     seed: int = 0,
     repetitions: int = 12,
-    updates: int = 60,
+    updates: int = UPDATES,
     progress: Callable[[int], None] | None = None,
 ) -> Verdict:
     """The belief in first -> second of a table's two columns.
@@ -266,7 +267,8 @@ def _checked(table: Columns) -> dict[str, NDArray[np.int64]]:
         raise InputError(
             f"{table.values.shape[1]} column{'s' * more} of numbers",
             "two, a cause and an effect",
-            "Keep the two in question, or name the column of labels with --environment COLUMN."
+            "Keep the two in question, or find a graph: name the column that tells interventions "
+            "apart with --environment COLUMN."
             if more
             else "Check the delimiter: commas, tabs, semicolons or blanks.",
         )

@@ -22,7 +22,8 @@ COMMANDS = {
     "reproduce": "train and evaluate a published result",
     "leaderboard": "compare all learners at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
-    "causal": "which of two columns of your file is the cause, and how sure that is",
+    "causal": "what causes what among the columns of your file, and how sure that is",
+    "pack": "write a folder of your images as files that train fast and need no memory",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
 }
@@ -37,6 +38,9 @@ examples:
   tegu reproduce reptile-omniglot-5way
   tegu leaderboard --data glyphs --seconds 60
   tegu causal mine.csv --environment site
+  tegu causal many-columns.csv --environment treatment --baseline none
+  tegu train --learner protonet --data folder --set data.path=photos --run runs/photos
+  tegu pack photos photos-84 --size 84
 
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
@@ -112,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
         "--device": "cpu or cuda",
     }.items():
         train.add_argument(flag, metavar=flag[2:].upper().replace("-", "_"), help=text)
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="show where the time goes, and write a trace.json.gz into the run, for a trace viewer",
+    )
     made["reproduce"].add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
     made["reproduce"].add_argument(
         "--output",
@@ -126,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _leaderboard(made["leaderboard"])
     _compare(made["compare"])
     _causal(made["causal"])
+    _pack(made["pack"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
@@ -176,20 +186,59 @@ def _causal(one: argparse.ArgumentParser) -> None:
         one,
         ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
         ("--seed", int, 0, "seed of everything random"),
-        ("--repetitions", int, 12, "beliefs, each from a bootstrap sample of its own"),
-        ("--updates", int, 60, "updates of each belief, by two episodes each"),
+        ("--repetitions", int, 12, "beliefs about two columns, each from a sample of its own"),
+    )
+    one.add_argument(
+        "--updates",
+        type=int,
+        metavar="N",
+        help="updates of the belief (default: 60 for two columns, 600 for more)",
     )
     one.add_argument(
         "--environment",
         metavar="COLUMN",
         help="name or number of the column that says under which conditions, or after which "
-        "intervention, a row was observed",
+        "intervention, a row was observed; needed for three columns or more",
+    )
+    one.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="label of the rows without an intervention, for three columns or more "
+        "(default: that of the first row)",
     )
     one.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="picture of the belief's path (default: FILE-belief.png in this folder)",
+        help="picture of the belief (default: FILE-belief.png in this folder)",
+    )
+
+
+def _pack(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="one sub-folder for each class, images in it"
+    )
+    one.add_argument("out", type=Path, metavar="OUT", help="folder to write, not there yet")
+    _defaulted(
+        one,
+        ("--size", int, 84, "height and width that images are brought to, pixels"),
+        ("--channels", int, 3, "3 for colour, 1 for grey"),
+        ("--fit", str, "crop", "crop, pad or stretch: how other proportions become square"),
+        ("--seed", int, 0, "of the division of classes into splits"),
+        ("--least", int, 1, "classes with fewer images are left out"),
+        ("--workers", int, 0, "threads that read images; 0 for one a processor"),
+    )
+    one.add_argument(
+        "--shares",
+        type=int,
+        nargs=3,
+        default=(64, 16, 20),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="of the splits among the classes, where the folder is not divided into meta_train, "
+        "meta_val and meta_test (default: 64 16 20)",
+    )
+    one.add_argument(
+        "--skip-broken", action="store_true", help="leave out, and list, files that are no images"
     )
 
 
@@ -313,7 +362,7 @@ def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     handler = commands.COMMANDS[arguments.command]
     try:
-        if arguments.command in ("causal", "recipes", "info"):
+        if arguments.command in ("causal", "pack", "recipes", "info"):
             document, text = handler(arguments)
         elif arguments.command in ("leaderboard", "compare"):
             document, text = handler(arguments, {})

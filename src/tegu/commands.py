@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ import torch
 from tegu import compare, recipes, report
 from tegu import leaderboard as board
 from tegu import pictures as draw
-from tegu.causal import find_direction
-from tegu.columns import read_columns
-from tegu.console import bar, say, training
+from tegu.causal import UPDATES, find_direction
+from tegu.columns import Columns, read_columns
+from tegu.console import Tell, bar, say, training
+from tegu.datasets import pack_folder
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.profile import Watch
 from tegu.engine.train import LARGEST, Progress, Run, read_metrics
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
 from tegu.errors import InputError, unknown
+from tegu.graphs import UPDATES as GRAPH_UPDATES
+from tegu.graphs import recover
 from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.leaderboard import Budget
@@ -38,6 +43,7 @@ from tegu.recipes import Cell
 from tegu.sampling import Tasks
 
 CHECKPOINT = "checkpoint.safetensors"
+PACKING = ("size", "channels", "fit", "shares", "seed", "least", "workers", "skip_broken")
 Outcome = tuple[dict[str, Any], str]
 
 
@@ -56,7 +62,9 @@ def train(
         job = Job(recipe, arguments.data_dir, ranks)
         job.check()
     folder = arguments.run or Path("runs") / job.recipe.name
-    _, last, pictures = _train(job, folder, resume=arguments.resume)
+    looks = arguments.profile and ranks.first
+    with Watch(folder / "trace.json.gz") if looks else nullcontext() as watch:
+        _, last, pictures = _train(job, folder, resume=arguments.resume)
     document = {
         "run": str(folder),
         "meta_iterations": last.iteration,
@@ -65,8 +73,11 @@ def train(
         "validation": last.validation,
         "pictures": [str(path) for path in pictures],
     }
-    text = f"meta-learned in {report.duration(last.seconds)}: {folder}"
-    return document, "\n".join([text, *_listed(pictures), f"next: tegu evaluate {folder}"])
+    text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *_listed(pictures)]
+    if watch:
+        document["profile"] = report.profile_document(watch)
+        text += ["", report.profile(watch), ""]
+    return document, "\n".join([*text, f"next: tegu evaluate {folder}"])
 
 
 def reproduce(
@@ -141,10 +152,12 @@ def evaluate_run(
     def read() -> tuple[dict[str, Any], tuple[Params, ...]]:
         recipe = _recipe_of(arguments.run)
         for key in overrides:
-            if key.split(".")[0] not in ("evaluate", "engine"):
+            # Where data lie may change, and new classes may lie there.
+            if key.split(".")[0] not in ("evaluate", "engine") and key != "data.path":
                 raise InputError(
                     f"{key} in an evaluation",
-                    "settings of [evaluate] or [engine]; the others were fixed in training",
+                    "settings of [evaluate] or [engine], or data.path; the others were fixed in "
+                    "training",
                     "Train another run with it.",
                 )
         checkpoint = _checkpoint_of(arguments.run, recipe)
@@ -285,8 +298,39 @@ def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path)
     )
 
 
+def pack(arguments: argparse.Namespace) -> Outcome:
+    """A folder of images in one file a split."""
+    with ExitStack() as stack:
+        opened: list[Tell] = []  # how many images there are is known once they are listed
+
+        def progress(done: int, total: int) -> None:
+            if not opened:
+                shown = bar(f"pack {arguments.folder}", total, unit="images")
+                opened.append(stack.enter_context(shown))
+            opened[0](done, "")
+
+        chosen = {name: getattr(arguments, name) for name in PACKING}
+        index, broken = pack_folder(arguments.folder, arguments.out, **chosen, progress=progress)
+    splits = {
+        split: {"classes": len(part["counts"]), "examples": sum(part["counts"])}
+        for split, part in index["splits"].items()
+    }
+    document = {
+        "pack": str(arguments.out),
+        "shape": index["shape"],
+        "splits": splits,
+        "broken": [error.given for error in broken],
+    }
+    text = [
+        *(f"{s}: {n['classes']:,} classes, {n['examples']:,} images" for s, n in splits.items()),
+        *(f"left out: {error.given}" for error in broken),
+        f"next: tegu train --learner protonet --data packed --set data.path={arguments.out}",
+    ]
+    return document, "\n".join(text)
+
+
 def causal(arguments: argparse.Namespace) -> Outcome:
-    """Which of two columns is the cause."""
+    """Which of two columns is the cause, or the graph of more."""
     file: Path = arguments.file
     output = arguments.output or Path(f"{file.stem}-belief.png")
     if output.suffix.lower() != ".png":
@@ -294,13 +338,22 @@ def causal(arguments: argparse.Namespace) -> Outcome:
     _check_output(output)
     torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
     table = read_columns(file, environment=arguments.environment)
-    with bar(f"causal {file.name}", arguments.updates, unit="updates") as tell:
+    if table.labels and len(table.names) > 2:
+        return _causal_graph(table, arguments, output)
+    if arguments.baseline is not None:
+        raise InputError(
+            f"--baseline for {len(table.names)} columns of numbers",
+            "three columns or more, and --environment",
+            "Leave --baseline out.",
+        )
+    updates = UPDATES if arguments.updates is None else arguments.updates
+    with bar(f"causal {file.name}", updates, unit="updates") as tell:
         found = find_direction(
             table,
             kind=arguments.kind,
             seed=arguments.seed,
             repetitions=arguments.repetitions,
-            updates=arguments.updates,
+            updates=updates,
             progress=lambda done: tell(done, ""),
         )
     (a, b), (low, high) = found.names, found.band
@@ -334,6 +387,54 @@ def causal(arguments: argparse.Namespace) -> Outcome:
         f"rests on: {found.rows:,} rows of {found.kind}, {labels}, {found.episodes} episodes "
         "in each repetition",
         *([f"warning: {found.warning}"] if found.warning else []),
+        *_listed([output]),
+    ]
+    return document, "\n".join(text)
+
+
+def _causal_graph(table: Columns, arguments: argparse.Namespace, output: Path) -> Outcome:
+    """Direct causes among three columns or more, from interventions on unknown ones."""
+    assert table.labels is not None
+    baseline = table.labels[0] if arguments.baseline is None else arguments.baseline
+    if baseline not in table.labels:
+        raise unknown("label", baseline, dict.fromkeys(table.labels))
+    number = {baseline: 0}
+    for label in table.labels:
+        number.setdefault(label, len(number))
+    updates = GRAPH_UPDATES if arguments.updates is None else arguments.updates
+    with bar(f"causal {arguments.file.name}", updates, unit="updates") as tell:
+        belief = recover(
+            table.values,
+            torch.tensor([number[label] for label in table.labels]),
+            seed=arguments.seed,
+            meta_iterations=updates,
+            progress=lambda done: tell(done, ""),
+        )
+    names, k = table.names, len(table.names)
+    edges = sorted(
+        (-float(belief[effect, cause]), names[cause], names[effect])
+        for effect in range(k)
+        for cause in range(k)
+        if belief[effect, cause] > 0.5
+    )
+    title = f"{len(edges)} direct causes likelier than not, among {k} columns"
+    draw.belief_graph(names, belief, output, title=title)
+    document = {
+        "file": str(arguments.file),
+        "columns": list(names),
+        "edges": [{"cause": a, "effect": b, "belief": -minus} for minus, a, b in edges],
+        "beliefs": belief.tolist(),
+        "rows": len(table.values),
+        "interventions": len(number) - 1,
+        "baseline": baseline,
+        "updates": updates,
+        "seed": arguments.seed,
+        "picture": str(output),
+    }
+    text = [
+        *([f"{a} -> {b}  {-minus:.3f}" for minus, a, b in edges] or ["no edge is likely"]),
+        f"rests on: {len(table.values):,} rows, {len(number) - 1} interventions beside "
+        f"'{baseline}', {updates} updates",
         *_listed([output]),
     ]
     return document, "\n".join(text)
@@ -467,6 +568,10 @@ def _train(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, l
     recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
+    threads = f", {torch.get_num_threads()} threads" if recipe.engine.device == "cpu" else ""
+    say(
+        f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
+    )
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
     total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
     with bar(title, total, unit=unit) as tell:
@@ -688,6 +793,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "leaderboard": leaderboard,
     "compare": compare_learners,
     "causal": causal,
+    "pack": pack,
     "recipes": list_recipes,
     "info": info,
 }

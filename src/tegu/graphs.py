@@ -23,6 +23,7 @@ from tegu.learners import CausalGraph
 from tegu.models import MaskedMlps
 from tegu.sampling import Tasks
 
+UPDATES = 600  # of a belief, unless told
 BLOCK = 16  # meta-iterations whose episodes are drawn together
 CATEGORIES = 10  # a column with more different values than this is cut into bins
 ROWS = 30  # least number of rows in an environment
@@ -47,7 +48,7 @@ def learn(
     learner: CausalGraph,
     worlds: Sequence[Tasks],
     *,
-    meta_iterations: int = 600,
+    meta_iterations: int = UPDATES,
     meta_batch: int = 8,
     outer_lr: float = 0.02,
     seed: int = 0,
@@ -67,6 +68,8 @@ def learn(
         seed: of the learner's random numbers.
         progress: told the number of updates done.
     """
+    if meta_iterations < 1:
+        raise InputError(f"{meta_iterations} updates", "1 or more", "Ask for 600, say.")
     engine, n = Vectorised(learner, vectorise="vmap"), len(worlds)
     device = worlds[0].episodes(torch.arange(1)).support.x.device
     start = {name: p.to(device) for name, p in learner.init().items()}
@@ -209,7 +212,7 @@ def recover(
     *,
     bins: int = 3,
     seed: int = 0,
-    meta_iterations: int = 600,
+    meta_iterations: int = UPDATES,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> Tensor:

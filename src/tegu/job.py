@@ -246,7 +246,20 @@ class Job:
             vectorise=settings.vectorise,
             compile=compiled,
             precision=settings.precision,
+            cuda_graphs=settings.cuda_graphs,
             checkpoint=settings.checkpoint and learner.outer_update is None,
+            at_once=settings.at_once,
+        )
+
+    @cached_property
+    def training_engine(self) -> Vectorised:
+        """The learner vectorised for the whole of meta-training."""
+        learner, iterations = self.learner, self.recipe.train.meta_iterations
+        by_rule = learner.outer_update is not None
+        return self.engine(
+            learner,
+            steps=iterations * learner.steps(training=True) if by_rule else 0,
+            gradients=0 if by_rule else iterations,
         )
 
     @property
@@ -274,15 +287,8 @@ class Job:
     ) -> tuple[Params, Progress]:
         """Meta-learning, into a run folder."""
         train = self.recipe.train
-        learner = self.learner
-        by_rule = learner.outer_update is not None
-        engine = self.engine(
-            learner,
-            steps=train.meta_iterations * learner.steps(training=True) if by_rule else 0,
-            gradients=0 if by_rule else train.meta_iterations,
-        )
         return meta_train(
-            engine,
+            self.training_engine,
             self.training_tasks(),
             self.settings,
             run=Run(folder, self.recipe.plain(), self.ranks.job) if folder else None,
@@ -302,6 +308,7 @@ class Job:
             params,
             tasks,
             episodes=train.validate_episodes,
+            at_once=self.recipe.evaluate.at_once,
             score=measure.score,
             metric=measure.metric,
             ranks=self.ranks,

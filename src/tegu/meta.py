@@ -227,6 +227,7 @@ def meta_train(
     vectorise: str = "auto",
     compile: bool = False,
     precision: str = "fp32",
+    at_once: int = 0,
 ) -> MetaLearned:
     """Phase 1: learn, over many tasks, what a new task can start from.
 
@@ -246,6 +247,7 @@ def meta_train(
         vectorise: "auto", "vmap" or "loop".
         compile: compile the inner step; worth it from some thousand iterations.
         precision: "fp32" or "bf16".
+        at_once: tasks of a meta-batch side by side, 0 for all: fewer take less memory.
 
     Returns:
         What was meta-learned; call its `adapt`.
@@ -262,7 +264,9 @@ def meta_train(
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )
-    engine = Vectorised(learner, vectorise=vectorise, compile=compile, precision=precision)
+    engine = Vectorised(
+        learner, vectorise=vectorise, compile=compile, precision=precision, at_once=at_once
+    )
     folder = None
     if run is not None:
         known = {"learner": repr(learner), "tasks": _describe(tasks), "settings": vars(settings)}

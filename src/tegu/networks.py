@@ -19,6 +19,7 @@ from tegu.models import (
     StudyTransformer,
     TableTransformer,
     TransformerProcess,
+    ViT,
     WideResNet,
     category_pair,
     mixture_pair,
@@ -174,18 +175,21 @@ class ResNet12Network(Network):
 
     Args:
         widths: filters of the four blocks; the usual ones if empty.
+        checkpoint: run each block again for its gradient, to save memory.
     """
 
     name: ClassVar[str] = "resnet12"
     takes: ClassVar[tuple[str, ...]] = ("images",)
 
     widths: tuple[int, ...] = ()
+    checkpoint: bool = False
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         channels, size, _ = inputs.shape
-        if self.widths:
-            return ResNet12(outputs, channels=channels, size=size, seed=seed, widths=self.widths)
-        return ResNet12(outputs, channels=channels, size=size, seed=seed)
+        own = {"widths": self.widths} if self.widths else {}
+        return ResNet12(
+            outputs, channels=channels, size=size, checkpoint=self.checkpoint, seed=seed, **own
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +327,32 @@ class TransformerProcessNetwork(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViTNetwork(Network):
+    """A small vision transformer.
+
+    Args:
+        patch: height and width of a patch, a divisor of the images' size.
+        width: of a patch's vector.
+        blocks: of attention and a dense network each.
+        heads: of attention, a divisor of the width.
+        checkpoint: run each block again for its gradient, to save memory.
+    """
+
+    name: ClassVar[str] = "vit"
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+
+    patch: int = 4
+    width: int = 192
+    blocks: int = 6
+    heads: int = 3
+    checkpoint: bool = False
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        channels, size, _ = inputs.shape
+        return ViT(outputs, channels=channels, size=size, seed=seed, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrnNetwork(Network):
     """A wide residual network.
 
@@ -357,6 +387,7 @@ NETWORKS: dict[str, type[Network]] = {
         StudyTransformerNetwork,
         TransformerProcessNetwork,
         TableNetwork,
+        ViTNetwork,
         WrnNetwork,
     )
 }

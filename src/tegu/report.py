@@ -22,6 +22,7 @@ import torch
 
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
+from tegu.engine.profile import TRACED, Watch
 from tegu.errors import InputError, unknown
 from tegu.losses import SHARES
 
@@ -267,7 +268,11 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         data      split      way  shot  normalisation  episodes  accuracy        published
         omniglot  meta_test    5     1  support          10,000  95.41 ± 0.12 %  95.39 %
     """
-    header, rows = _rows(cells)
+    return aligned(*_rows(cells))
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> str:
+    """Lines of text with a header; columns of whole numbers are right-aligned."""
     numeric = [all(row[i].replace(",", "").isdigit() for row in rows) for i in range(len(header))]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
@@ -278,6 +283,42 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
         for row in [header, *rows]
     ]
     return "\n".join(lines)
+
+
+def profile(watch: Watch) -> str:
+    """Where the time of a run went, as lines of text."""
+    per = max(watch.iterations, 1)
+    parts = [
+        [name, f"{seconds:.1f} s", f"{1e3 * seconds / per:.2f}", f"{share:.0%}"]
+        for name, seconds, share in watch.shares()
+    ]
+    text = [aligned(["part", "time", "ms a meta-iteration", "share"], parts)]
+    text.append(f"the first meta-iteration took {watch.first:.1f} s")
+    if watch.operations:
+        count = len(TRACED)
+        rows = [
+            [name, f"{calls / count:.0f}", f"{ms / count:.2f}"]
+            for name, calls, ms in watch.operations
+        ]
+        header = ["operation", "calls", "ms a meta-iteration"]
+        text += ["", aligned(header, rows), "", f"trace: {watch.trace}"]
+    else:
+        text.append(f"no trace: it takes {TRACED.stop} meta-iterations or more")
+    return "\n".join(text)
+
+
+def profile_document(watch: Watch) -> dict[str, Any]:
+    """The same for programs: seconds by part, and milliseconds by operation of the trace."""
+    return {
+        "seconds": {name: round(seconds, 4) for name, seconds, _ in watch.shares()},
+        "total": round(watch.total, 4),
+        "first": round(watch.first, 4),
+        "meta_iterations": watch.iterations,
+        "operations": [
+            {"name": name, "calls": calls, "ms": ms} for name, calls, ms in watch.operations
+        ],
+        "trace": str(watch.trace) if watch.operations else None,
+    }
 
 
 def markdown_table(document: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ class FewShotTasks:
                 "no more shots and queries than examples",
                 "Lower n_shot or n_query, or drop the small classes.",
             )
-        if self.augment is not None and self.data.examples.ndim != 4:
+        if self.augment is not None and len(self.data.examples.shape) != 4:
             raise InputError(
                 f"augmentation of {where}, whose examples have shape "
                 f"{tuple(self.data.examples.shape[1:])}",
@@ -117,6 +117,11 @@ class FewShotTasks:
     @property
     def split(self) -> str:
         return self.data.split
+
+    @property
+    def waits(self) -> bool:
+        """Whether a draw reads files: then a thread of its own may draw ahead."""
+        return not isinstance(self.data.examples, Tensor)
 
     def episodes(self, index: Tensor) -> Episode:
         device = self.data.examples.device
@@ -157,7 +162,8 @@ class ClassBatches:
     """Batches of a classifier of all classes, in the form of episodes without queries.
 
     Labels are class numbers of the split. All examples are shuffled and dealt out,
-    and shuffled again when they run out: batch i is a function of (seed, split, i).
+    and shuffled again when they run out: batch i is a function of (seed, split, i),
+    and costs the same however many examples there are.
 
     Args:
         data: where examples come from; batches live on its device.
@@ -179,15 +185,19 @@ class ClassBatches:
     def split(self) -> str:
         return self.data.split
 
+    @property
+    def waits(self) -> bool:
+        """Whether a draw reads files: then a thread of its own may draw ahead."""
+        return not isinstance(self.data.examples, Tensor)
+
     def episodes(self, index: Tensor) -> Episode:
         examples = self.data.examples
         root = keys.key(self.seed, self.split, "batches", device=examples.device)
         within = torch.arange(self.batch, device=examples.device)
         dealt = index.to(examples.device)[:, None] * self.batch + within  # (T, batch)
-        epochs, which = (dealt // len(examples)).unique(return_inverse=True)
-        orders = keys.permutation(keys.fold(root, epochs), len(examples))
-        rows = orders[which, dealt % len(examples)]
-        y = torch.searchsorted(self.data.counts.cumsum(0), rows, right=True)
+        epoch, place = dealt // len(examples), dealt % len(examples)
+        rows = keys.shuffled(keys.fold(root, epoch), place, len(examples))
+        y = torch.searchsorted(self.data.ends, rows, right=True)
         at = keys.fold(keys.fold(root, 1 << 40), index.to(examples.device))
         x = floats(self.data, examples[rows], at, self.augment)
         support = Examples(x, y, torch.ones_like(y, dtype=torch.bool))

@@ -285,10 +285,20 @@ def test_trees_of_tensors_keep_their_shape() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_equals_eager(images: Episode) -> None:
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_compiled_equals_eager(images: Episode, cuda_graphs: bool) -> None:
     learner = learner_of(Conv4(3, size=8, width=4))
-    eager, compiled = (run(Vectorised(learner, compile=c), images) for c in (False, True))
+    compiled = run(Vectorised(learner, compile=True, cuda_graphs=cuda_graphs), images)
+    eager = run(Vectorised(learner), images)
     torch.testing.assert_close(compiled, eager, rtol=1e-8, atol=1e-10)
+
+
+def test_what_an_engine_says_of_itself(images: Episode) -> None:
+    learner = learner_of(Conv4(3, size=8, width=4))
+    assert str(Vectorised(learner)) == "many tasks at once, not compiled, fp32"
+    said = str(Vectorised(learner, vectorise="loop", compile=True, cuda_graphs=True))
+    assert said == "task by task, compiled, CUDA graphs, fp32"
+    assert Vectorised(learner, cuda_graphs=True).of(learner).cuda_graphs
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -350,3 +360,50 @@ def test_steps_that_are_no_chain_cannot_be_checkpointed(cls: type[Learner]) -> N
     text = f"checkpointed inner steps with {cls.__name__}; expected a learner whose outer loss"
     with pytest.raises(InputError, match=text):
         Vectorised(cls(model=Mlp(6, 3)), checkpoint=True)
+
+
+def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:
+    """Learners with an update rule, steps, a head and running statistics; whether checkpointed."""
+    own = {"inner_lr": 0.2, "inner_steps": 2, "normalisation": "transductive"}
+    return {
+        "reptile": (learner_of(Conv4(3, size=8, width=4)), False),
+        "reptile, one by one": (learner_of(Conv4(3, size=8, width=4), serial=True), False),
+        "maml": (Maml(model=Conv4(3, size=8, width=4).double(), **own), False),
+        "maml, checkpointed": (Maml(model=Conv4(3, size=8, width=4).double(), **own), True),
+        "protonet": (
+            ProtoNet(model=Conv4(0, size=8, width=4).double(), normalisation="running"),
+            False,
+        ),
+    }
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("which", learners_of_every_way())
+def test_a_meta_batch_in_parts_gives_the_same_update(
+    which: str, at_once: int, images: Episode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of four at once make parts of unequal size."""
+    learner, checkpoint = learners_of_every_way()[which]
+    together = Vectorised(learner, checkpoint=checkpoint)
+    parts = Vectorised(learner, checkpoint=checkpoint, at_once=at_once)
+    params, outer = learner.init(), together.outer_state(learner.init())
+    expected = together.update(params, outer, images, KEYS, outer_lr=0.5)
+    largest = []
+    for name in ("_fast_gradient", "_checkpointed", "adapt"):
+        original = getattr(parts, name)
+
+        def watched(*args, original=original, **settings):  # type: ignore[no-untyped-def]
+            largest.append(len(args[2]))
+            return original(*args, **settings)
+
+        monkeypatch.setattr(parts, name, watched)
+    found = parts.update(params, outer, images, KEYS, outer_lr=0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+    assert any(not torch.equal(found[0][k], params[k]) for k in params)
+    assert max(largest) == (1 if "one by one" in which else min(at_once, 4))
+    assert parts.of(learner).at_once == at_once
+
+
+def test_fewer_than_no_tasks_at_once() -> None:
+    with pytest.raises(InputError, match=r"at_once is -1; expected 0 for all tasks"):
+        Vectorised(learner_of(Mlp(6, 3)), at_once=-1)

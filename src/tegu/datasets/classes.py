@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from tegu.datasets.rows import Chosen, Rows
 from tegu.errors import InputError
 
 
@@ -16,12 +18,15 @@ class ClassDataset:
     """Examples of many classes in one tensor, class after class.
 
     Classes may differ in size. Nothing is copied per episode but the rows
-    that the episode uses: drawing a batch of episodes is one gather.
+    that the episode uses: drawing a batch of episodes is one gather. Data
+    larger than memory have `Rows` in place of a tensor, which read the rows
+    that an episode uses from files.
 
     Args:
         name: what reports call it, "omniglot" say.
         split: "meta_train", "meta_val" or "meta_test".
-        examples: shape (M, ...), any dtype; images are uint8 (M, C, H, W).
+        examples: shape (M, ...), any dtype; images are uint8 (M, C, H, W). A tensor,
+            or rows in files: `load_packed` and `load_folder` make those.
         counts: shape (K,), int64, size of each class in order; they sum to M.
         class_names: K names.
         scale: factor from the stored values to the model's floats, 1/255
@@ -34,7 +39,7 @@ class ClassDataset:
 
     name: str
     split: str
-    examples: Tensor
+    examples: Tensor | Rows
     counts: Tensor
     class_names: tuple[str, ...]
     scale: float = 1.0
@@ -74,16 +79,15 @@ class ClassDataset:
             )
         if self.mean or self.std:
             self._check_channels(where)
-        if self.examples.is_floating_point() and not bool(self.examples.isfinite().all()):
-            bad = int((~self.examples.flatten(1).isfinite().all(1)).nonzero()[0])
+        if isinstance(self.examples, Tensor) and (row := infinite(self.examples)) is not None:
             raise InputError(
-                f"{where}: example {bad} holds NaN or infinity",
+                f"{where}: example {row} holds NaN or infinity",
                 "finite numbers",
                 "Clean the data, or drop that example.",
             )
 
     def _check_channels(self, where: str) -> None:
-        channels = self.examples.shape[1] if self.examples.ndim > 1 else 0
+        channels = self.examples.shape[1] if len(self.examples.shape) > 1 else 0
         if not len(self.mean) == len(self.std) == channels:
             raise InputError(
                 f"{where}: {len(self.mean)} means and {len(self.std)} deviations "
@@ -99,15 +103,41 @@ class ClassDataset:
                 "Take them from the training images.",
             )
 
-    @property
+    @cached_property
+    def ends(self) -> Tensor:
+        """The row behind each class: shape (K,), int64."""
+        return self.counts.cumsum(0)
+
+    @cached_property
     def starts(self) -> Tensor:
         """First row of each class: shape (K,), int64."""
-        return self.counts.cumsum(0) - self.counts
+        return self.ends - self.counts
 
     @property
     def n_classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    def read(self) -> ClassDataset:
+        """The same data in memory, on the examples' device."""
+        if isinstance(self.examples, Tensor):
+            return self
+        return replace(self, examples=self.examples[torch.arange(len(self.examples))])
+
+    @property
+    def tensor(self) -> Tensor:
+        """All examples, which are in memory.
+
+        Raises:
+            InputError: they lie in files.
+        """
+        if isinstance(self.examples, Tensor):
+            return self.examples
+        raise InputError(
+            f"{self.name} {self.split}, which lies in files",
+            "examples in memory",
+            "Call read() first, if they fit.",
+        )
 
     def where(self, keep: Callable[[str], bool]) -> ClassDataset:
         """The classes whose names `keep` says yes to, in the same order.
@@ -123,10 +153,16 @@ class ClassDataset:
                 f"Names look like '{self.class_names[0]}'.",
             )
         at = torch.tensor(chosen, device=self.counts.device)
-        parts = self.examples.split(self.counts.tolist())
+        starts, ends = self.starts.tolist(), self.ends.tolist()
+        rows = torch.cat([torch.arange(starts[i], ends[i]) for i in chosen])
+        examples: Tensor | Rows = (
+            self.examples[rows.to(self.examples.device)]
+            if isinstance(self.examples, Tensor)
+            else Chosen(self.examples, rows)
+        )
         return replace(
             self,
-            examples=torch.cat([parts[i] for i in chosen]),
+            examples=examples,
             counts=self.counts[at],
             class_names=tuple(self.class_names[i] for i in chosen),
             groups=None if self.groups is None else self.groups[at].unique(return_inverse=True)[1],
@@ -140,3 +176,10 @@ class ClassDataset:
             counts=self.counts.to(device),
             groups=None if self.groups is None else self.groups.to(device),
         )
+
+
+def infinite(examples: Tensor) -> int | None:
+    """The first of some examples (M, ...) that holds NaN or infinity; None where none does."""
+    if not examples.is_floating_point() or bool(examples.isfinite().all()):
+        return None
+    return int((~examples.reshape(len(examples), -1).isfinite().all(1)).nonzero()[0])

@@ -91,7 +91,7 @@ def with_rotations(data: ClassDataset) -> ClassDataset:
     """
     turned = [
         torch.rot90(images, k, (-2, -1))
-        for images in torch.split(data.examples, data.counts.tolist())
+        for images in torch.split(data.tensor, data.counts.tolist())
         for k in range(4)
     ]
     names = (f"{name}/rot{90 * k:03d}" for name in data.class_names for k in range(4))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import keys
+from tegu.engine.batches import BLOCK, batches
 from tegu.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -25,14 +25,13 @@ from tegu.engine.checkpoint import (
     write_atomically,
 )
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
+from tegu.engine.profile import iterated, part
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import select
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
-BLOCK = 32  # meta-iterations whose episodes are drawn together
 STOPS = (signal.SIGINT, signal.SIGTERM)
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
@@ -301,7 +300,8 @@ def meta_train(
                 "a checkpoint of this run",
                 "Choose another folder.",
             )
-        return [saved.iteration, saved.notes.get("seconds", 0.0)], (saved.params, saved.outer)
+        spent = float(saved.notes.get("seconds", 0.0))
+        return [saved.iteration, spent], (saved.params, saved.outer)
 
     (first, seconds), found = ranks.from_first(begin)
     params, outer = ({k: v.to(some.device) for k, v in one.items()} for one in found)
@@ -345,17 +345,20 @@ def meta_train(
         return [float(signum in stopped) for signum in STOPS] + own
 
     meeting = Meeting(ranks, settings.meta_batch, note)
+    meets = {"others": meeting} if ranks.world > 1 else {}
     with _stop_signals() as stopped:
-        for iteration, episodes, key in _batches(tasks, settings, first, ranks):
+        for iteration, episodes, key in batches(
+            tasks,
+            meta_batch=settings.meta_batch,
+            seed=settings.seed,
+            first=first,
+            last=settings.meta_iterations,
+            own=ranks.part(settings.meta_batch),
+        ):
             done = settings.done(iteration, report.seconds)
+            rate = settings.outer_rate(done)
             params, outer, loss = engine.update(
-                params,
-                outer,
-                episodes,
-                key,
-                outer_lr=settings.outer_rate(done),
-                done=done,
-                others=meeting if ranks.world > 1 else None,
+                params, outer, episodes, key, outer_lr=rate, done=done, **meets
             )
             losses.append(loss)
             *signals, report.seconds, due = meeting.told()
@@ -364,7 +367,8 @@ def meta_train(
             every = settings.validate_every
             if validate and every and (report.iteration % every == 0 or last):
                 paused = time.monotonic()
-                report.validation = validate(params)
+                with part("validation"):
+                    report.validation = validate(params)
                 started += time.monotonic() - paused
             if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
                 report.loss = float(torch.stack(losses).mean())
@@ -386,35 +390,19 @@ def meta_train(
                         validation=report.validation,
                         seconds=report.seconds,
                     )
+            if ranks.world == 1:  # need not wait for the next meeting
+                signals = [float(signum in stopped) for signum in STOPS]
             stop = [signum for signum, seen in zip(STOPS, signals, strict=True) if seen]
             if stop or last or due:
-                keep()
+                with part("checkpoint"):
+                    keep()
                 kept = time.monotonic()
+            iterated()
             if stop and not last:
                 raise Interrupted(stop[0], report.iteration)
             if last:
                 break
     return params, report
-
-
-def _batches(
-    tasks: Tasks, settings: Settings, first: int, ranks: Ranks
-) -> Iterator[tuple[int, Any, Tensor]]:
-    """Iteration number, this rank's episodes, and keys.
-
-    Drawn a block ahead, yet functions of the number.
-    """
-    root, per = keys.key(settings.seed, "meta_train"), settings.meta_batch
-    for start in range(first, settings.meta_iterations, BLOCK):
-        count = min(BLOCK, settings.meta_iterations - start)
-        index = torch.arange(start * per, (start + count) * per).reshape(count, per)
-        index = index[:, ranks.part(per)]
-        own, index = index.shape[1], index.flatten()
-        block = tasks.episodes(index)
-        folded = keys.fold(root, index).to(block.support.x.device)
-        for i in range(count):
-            rows = slice(i * own, (i + 1) * own)
-            yield start + i, select(block, rows), folded[rows]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tegu.datasets.archives import cache_folder
+from tegu.engine.profile import part
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
@@ -56,6 +58,17 @@ def can_compile() -> bool:
     """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
     return any(name and shutil.which(name) for name in names)
+
+
+def _keep_compiled_code() -> None:
+    """Has compiled code kept in the user's own cache folder, for the next run to start faster.
+
+    By default it lies in the machine's folder for temporary files, gone after a restart.
+    """
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):  # then it stays where it lies by default
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
@@ -112,8 +125,8 @@ class Compiled:
     setting, so that a call checks its tensors' shapes and nothing else.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
+        self.function, self.cuda_graphs = function, cuda_graphs
         self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
@@ -123,7 +136,11 @@ class Compiled:
         if signature not in self._programs:
             self._programs[signature] = self._compiled(trees, leaves)
         program, shape = self._programs[signature]
-        return like(shape, program(*leaves))
+        if not self.cuda_graphs:
+            return like(shape, program(*leaves))
+        # The next replay writes where this one did: what comes out is copied first.
+        torch.compiler.cudagraph_mark_step_begin()
+        return like(shape, [x.clone() for x in program(*leaves)])
 
     def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
         shape: Any = None
@@ -133,8 +150,10 @@ class Compiled:
             shape = self.function(*like(trees, leaves))
             return tensors_of(shape)
 
+        _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
-        return torch.compile(graph, dynamic=False), shape
+        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
+        return torch.compile(graph, dynamic=False, options=options), shape
 
 
 class Vectorised:
@@ -146,8 +165,12 @@ class Vectorised:
         compile: whether to compile the inner step, or the outer gradient.
         precision: "fp32", or "bf16" for the passes through the model while
             task weights, optimiser state and outer update stay in fp32.
+        cuda_graphs: record what is compiled as CUDA graphs, and replay them: of use where a
+            GPU waits for the processor between small operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
             again on the way back, so that memory hardly grows with their number.
+        at_once: tasks of a meta-batch that run side by side; 0 for all. The others follow,
+            and the outer update is the same, rounding aside: it bounds the memory.
     """
 
     def __init__(
@@ -157,7 +180,9 @@ class Vectorised:
         vectorise: str = "auto",
         compile: bool = False,
         precision: str = "fp32",
+        cuda_graphs: bool = False,
         checkpoint: bool = False,
+        at_once: int = 0,
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
@@ -165,7 +190,9 @@ class Vectorised:
             raise unknown("precision", precision, PRECISIONS)
         self.learner, self.precision, self.compile = learner, precision, compile
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
-        self.checkpoint, self._vectorise = checkpoint, vectorise
+        if at_once < 0:
+            raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
+        self.checkpoint, self._vectorise, self.at_once = checkpoint, vectorise, at_once
         if checkpoint and (
             learner.outer_update is not None
             or not learner.chained()
@@ -176,7 +203,11 @@ class Vectorised:
                 "a learner whose outer loss is that of its last inner step, as MAML's",
                 "Switch engine.checkpoint off.",
             )
-        made: Callable[..., Any] = Compiled if compile else lambda function: function
+        self.cuda_graphs = cuda_graphs
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            return Compiled(function, cuda_graphs=cuda_graphs) if compile else function
+
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
         self._fast_gradient = made(self._gradient)
@@ -188,8 +219,18 @@ class Vectorised:
             vectorise=self._vectorise,
             compile=self.compile,
             precision=self.precision,
+            cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
+            at_once=self.at_once,
         )
+
+    def __str__(self) -> str:
+        """How tasks are run, for people."""
+        parts = ["task by task" if self.loop else "many tasks at once"]
+        parts.append("compiled" if self.compile else "not compiled")
+        parts += ["CUDA graphs"] if self.compile and self.cuda_graphs else []
+        parts += ["inner steps checkpointed"] if self.checkpoint else []
+        return ", ".join([*parts, self.precision])
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         with _precision(self.precision, support.x.device):
@@ -288,9 +329,10 @@ class Vectorised:
             return params, outer, loss
         some = next(iter(params.values()))
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
-        found = self._outer({**params, **staged}, episodes, keys)
-        grads, seen, loss = others.mean(found) if others else found
-        with torch.no_grad():
+        with part("inner loop"):
+            found = self._outer({**params, **staged}, episodes, keys)
+        with part("outer step"), torch.no_grad():
+            grads, seen, loss = others.mean(found) if others else found
             new, outer = Adam(outer_lr).update(_learnt(params), grads, outer)
             tracked = {
                 name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
@@ -309,17 +351,18 @@ class Vectorised:
     ) -> tuple[Params, Tensor]:
         """One outer update by the learner's own rule; returns the mean inner loss too."""
         learner: Any = self.learner
-        if getattr(learner, "serial", False):
-            states, current = [], params
-            for t in range(size(episodes)):
-                one = select(episodes, slice(t, t + 1)).support
-                state = self.adapt(current, one, keys[t : t + 1], training=True)
-                current = learner.handover(current, map_tensors(lambda s: s[0], state))
-                states.append(state)
-            state = map_tensors(lambda *tensors: torch.cat(tensors), *states)
-        else:
-            state = self.adapt(params, episodes.support, keys, training=True)
-        with torch.no_grad():
+        with part("inner loop"):
+            if getattr(learner, "serial", False):
+                state = self._adapt_serially(params, episodes, keys)
+            else:
+                states = [
+                    self.adapt(params, one.support, at, training=True)
+                    for one, at in self._parts(episodes, keys)
+                ]
+                state = states[0]
+                if len(states) > 1:
+                    state = map_tensors(lambda *parts: torch.cat(parts), *states)
+        with part("outer step"), torch.no_grad():
             if others and learner.outer_terms is not None:
                 total = others.total
                 terms = learner.outer_terms(params, state, first=others.first, total=total)
@@ -328,6 +371,18 @@ class Vectorised:
             if others:
                 state = others.gather(state)
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
+
+    def _adapt_serially(self, params: Params, episodes: Episode, keys: Tensor) -> State:
+        """Each task starts from what the one before has handed over."""
+        learner: Any = self.learner
+        states, current = [], params
+        for t in range(size(episodes)):
+            one = select(episodes, slice(t, t + 1)).support
+            state = self.adapt(current, one, keys[t : t + 1], training=True)
+            current = learner.handover(current, map_tensors(lambda s: s[0], state))
+            states.append(state)
+        stacked: State = map_tensors(lambda *tensors: torch.cat(tensors), *states)
+        return stacked
 
     def outer_gradient(
         self, params: Params, episodes: Episode, keys: Tensor
@@ -340,12 +395,26 @@ class Vectorised:
         self, params: Params, episodes: Episode, keys: Tensor
     ) -> tuple[Params, Params, Tensor]:
         """Gradient by what is learnt, batch statistics seen, and value of the outer loss."""
-        if self.checkpoint:
-            return self._checkpointed(params, episodes, keys)
-        found: tuple[Params, Params, Tensor] = self._either(
-            self._fast_gradient, self._looped_gradient, params, episodes, keys
-        )
-        return found
+        total: Any = None
+        for one, at in self._parts(episodes, keys):
+            share = len(at) / len(keys)
+            found = (
+                self._checkpointed(params, one, at)
+                if self.checkpoint
+                else self._either(self._fast_gradient, self._looped_gradient, params, one, at)
+            )
+            if share < 1:
+                found = map_tensors(lambda x, share=share: x * share, found)
+            total = found if total is None else map_tensors(torch.add, total, found)
+        mean: tuple[Params, Params, Tensor] = total
+        return mean
+
+    def _parts(self, episodes: Episode, keys: Tensor) -> Iterator[tuple[Episode, Tensor]]:
+        """Tasks that run side by side: all of them, or so many at a time."""
+        count = self.at_once or len(keys)
+        for start in range(0, len(keys), count):
+            rows = slice(start, start + count)
+            yield select(episodes, rows), keys[rows]
 
     def _gradient(
         self, params: Params, episodes: Episode, keys: Tensor

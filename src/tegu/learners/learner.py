@@ -29,7 +29,7 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.losses import Loss, cross_entropy, gaussian
-from tegu.models.norm import BatchNorm, converted, layers, statistics
+from tegu.models.norm import BatchNorm, converted, layers, misled, statistics
 
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
@@ -311,10 +311,9 @@ class Learner:
                 if prefix + TRACKED + name not in params:
                     raise untracked(name)
                 buffers[prefix + name] = params[prefix + TRACKED + name]
-        with statistics(
-            "running" if running else "batch", mask, foreign=bool(converted(module)), seen=seen
-        ):
-            inside = {name: p for name, p in params.items() if name in known}
+        inside = {name: p for name, p in params.items() if name in known}
+        foreign = bool(converted(module)) or misled(module)
+        with statistics("running" if running else "batch", mask, foreign=foreign, seen=seen):
             out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:
             for name in tracked:

@@ -14,17 +14,16 @@ from tegu.models.pair import Pair
 from tegu.models.resnet12 import ResNet12
 from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 from tegu.models.tables import TableTransformer
-from tegu.models.wrn import WideResNet
-
-__all__ = ["BatchNorm", "Conv", "Conv4", "MaskedMlps", "Mlp", "ResNet12", "WideResNet"]
-__all__ = ["BatchNorm", "Conv", "Conv4", "Mlp", "ResNet12", "StudyTransformer", "WideResNet"]
 from tegu.models.tnp import TransformerProcess
+from tegu.models.vit import ViT
+from tegu.models.wrn import WideResNet
 
 __all__ = [
     "BatchNorm",
     "Conv",
     "Conv4",
     "ExpertPair",
+    "MaskedMlps",
     "MemorySeq2Seq",
     "Mlp",
     "NeuralProcess",
@@ -34,6 +33,7 @@ __all__ = [
     "StudyTransformer",
     "TableTransformer",
     "TransformerProcess",
+    "ViT",
     "WideResNet",
     "category_pair",
     "mixture_pair",

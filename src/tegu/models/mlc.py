@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tegu.datasets.tokens import PAD, START
 from tegu.errors import InputError, unknown
 from tegu.models.linear import Linear
+from tegu.models.norm import LayerNorm
 
 REACH = ("example", "episode")
 
@@ -150,7 +151,7 @@ class EncoderLayer(nn.Module):
         self.self_attn = Attention(width, heads, generator)
         self.linear1 = Linear(width, feedforward, generator=generator)
         self.linear2 = Linear(feedforward, width, generator=generator)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor, shared: Bank | None, drop: Drop = _kept) -> Tensor:
         """Groups of tokens (G, N, D), mask (G, N), each attending to its group and `shared`."""
@@ -183,7 +184,7 @@ class DecoderLayer(nn.Module):
         self.multihead_attn = Attention(width, heads, generator)
         self.linear1 = Linear(width, feedforward, generator=generator)
         self.linear2 = Linear(feedforward, width, generator=generator)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.norm1, self.norm2, self.norm3 = (LayerNorm(width) for _ in range(3))
 
     def forward(
         self,
@@ -280,7 +281,7 @@ class StudyTransformer(nn.Module):
         self.decoder = nn.ModuleList(
             DecoderLayer(width, heads, feedforward, generator) for _ in range(decoder)
         )
-        self.norm_memory, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_memory, self.norm_out = LayerNorm(width), LayerNorm(width)
         self.out = Linear(width, symbols, generator=generator)
 
     def study(self, commands: Tensor, outputs: Tensor, mask: Tensor, drop: Drop = _kept) -> Study:

@@ -9,6 +9,10 @@ can. It says so around a forward pass:
 `BatchNorm` here and every `torch.nn.BatchNorm*d` of a user's model obey; the
 user's module is neither changed nor copied, its running buffers included.
 
+Layer and instance normalisation of torch with a scale and a shift have wrong second derivatives
+under `vmap` (github.com/pytorch/functorch/issues/534; torch 2.13 still). Without these two they
+are right: `LayerNorm` here, and a user's layers under `statistics`, apply them afterwards.
+
 Running statistics are values that are meta-learned beside the weights: a pass
 under `recording` tells the statistics that it used, and the engine keeps their
 running mean.
@@ -25,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 Seen = dict[int, tuple[Tensor, Tensor]]  # mean and variance, by the id of a buffer of means
@@ -71,6 +76,22 @@ class BatchNorm(nn.Module):
         return _affine(x, mean, var, self.weight, self.bias, self.eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """torch's layer normalisation, with right derivatives of all orders under `vmap`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that ends in the layer's to the same shape."""
+        return _scaled(
+            F.layer_norm(x, self.normalized_shape, None, None, self.eps), self.weight, self.bias
+        )
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    out = x if weight is None else x * weight
+    out = out if bias is None else out + bias
+    return out.to(x.dtype)  # of half precision, as torch's
+
+
 def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, Tensor]:
     axes = [axis for axis in range(x.ndim) if axis != channel % x.ndim]
     if mask is None:
@@ -111,7 +132,7 @@ def _per_channel(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Foreign(TorchFunctionMode):
-    """Answers `F.batch_norm`, which every torch.nn.BatchNorm layer calls."""
+    """Answers `F.batch_norm`, which every torch.nn.BatchNorm layer calls, and its like."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -121,6 +142,10 @@ class _Foreign(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is F.layer_norm:
+            return _layer_norm(*args, **kwargs)
+        if func is F.instance_norm:
+            return _instance_norm(*args, **kwargs)
         if func is not F.batch_norm:
             return func(*args, **kwargs)
         names = ("x", "mean", "var", "weight", "bias", "training", "momentum", "eps")
@@ -141,6 +166,41 @@ class _Foreign(TorchFunctionMode):
         return _affine(x, mean, var, weight, bias, given.get("eps", 1e-5))
 
 
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _scaled(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *more: Any,
+    **settings: Any,
+) -> Tensor:
+    shape = (-1, *[1] * (input.ndim - 2))
+    weight, bias = (None if p is None else p.reshape(shape) for p in (weight, bias))
+    plain = F.instance_norm(input, running_mean, running_var, None, None, *more, **settings)
+    return _scaled(plain, weight, bias)
+
+
+def misled(model: nn.Module) -> bool:
+    """Whether the model has torch's layer or instance normalisation with scales and shifts."""
+    return any(
+        isinstance(module, (nn.LayerNorm, _InstanceNorm))
+        and not isinstance(module, LayerNorm)
+        and (module.weight is not None or module.bias is not None)
+        for module in model.modules()
+    )
+
+
 def converted(model: nn.Module) -> list[str]:
     """Names of the torch.nn.BatchNorm layers that `statistics` speaks for."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
@@ -149,6 +209,11 @@ def converted(model: nn.Module) -> list[str]:
 def layers(model: nn.Module) -> list[str]:
     """Names of all layers of batch normalisation, tegu's and torch's."""
     return [n for n, m in model.named_modules() if isinstance(m, (BatchNorm, _BatchNorm))]
+
+
+def current() -> tuple[str, Tensor | None, Seen | None]:
+    """What `statistics` says now: source, mask, and where means and variances are told."""
+    return _named.source[-1], _named.mask[-1], _named.seen[-1]
 
 
 @contextmanager
@@ -165,7 +230,7 @@ def statistics(
         source: "batch" (the rows of the forward pass) or "running" (the buffers
             of the layers; torch's layers without buffers use the batch).
         mask: shape (B,) bool, the rows that count; None for all.
-        foreign: whether the model holds torch.nn.BatchNorm layers.
+        foreign: whether the model holds torch.nn.BatchNorm layers, or is `misled`.
         seen: takes the mean and variance, (C,) each, of every layer that used the
             batch's, under the id of the layer's buffer of running means.
     """

@@ -13,6 +13,7 @@ from tegu.errors import InputError
 from tegu.models.convolution import Conv, Pointwise, max_pool
 from tegu.models.linear import Linear
 from tegu.models.norm import BatchNorm
+from tegu.models.recompute import recomputed
 
 
 class Block(nn.Module):
@@ -39,8 +40,11 @@ class Block(nn.Module):
 class Body(nn.Module):
     """Four blocks, then the mean over the image."""
 
-    def __init__(self, channels: int, widths: Sequence[int], *, generator: torch.Generator) -> None:
+    def __init__(
+        self, channels: int, widths: Sequence[int], *, checkpoint: bool, generator: torch.Generator
+    ) -> None:
         super().__init__()
+        self.checkpoint = checkpoint
         self.blocks = nn.ModuleList(
             Block(a, b, generator=generator) for a, b in pairwise([channels, *widths])
         )
@@ -49,7 +53,7 @@ class Body(nn.Module):
         """Images (B, C, H, W) to features (B, D)."""
         x = x.permute(0, 2, 3, 1)
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(block, x) if self.checkpoint else block(x)
         return x.mean((1, 2))
 
 
@@ -63,6 +67,8 @@ class ResNet12(nn.Module):
             halve them.
         widths: filters of each block. (64, 160, 320, 640) has 12.4 million
             weights, (64, 128, 256, 512) has 8.0 million.
+        checkpoint: run each block again for its gradient, which takes a third more time
+            and a fraction of the memory.
         seed: of the initial weights.
 
     Attributes:
@@ -89,6 +95,7 @@ class ResNet12(nn.Module):
         channels: int = 3,
         size: int = 32,
         widths: Sequence[int] = (64, 160, 320, 640),
+        checkpoint: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -106,7 +113,7 @@ class ResNet12(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)
         self.feature_width = widths[-1]
-        self.body = Body(channels, widths, generator=generator)
+        self.body = Body(channels, widths, checkpoint=checkpoint, generator=generator)
         self.head = (
             Linear(self.feature_width, n_way, generator=generator) if n_way else nn.Identity()
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tegu.errors import InputError
 from tegu.models.attention import Dense, attend, log_scale, waves
 from tegu.models.linear import dense
+from tegu.models.norm import LayerNorm
 
 Layers = dict[str, Tensor]  # keys and values of a support set in each layer, and its mask
 
@@ -72,7 +73,7 @@ class TransformerProcess(nn.Module):
         read = in_width * (1 + 2 * frequencies) + out_width + 1
         self.embed = Dense([read, *[width] * embedding_layers], make)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, make) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.head = Dense([width, hidden, 2 * out_width], make)
 
     def encode(self, x: Tensor, y: Tensor, mask: Tensor) -> Layers:
@@ -121,7 +122,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.norm_network = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm, self.norm_network = LayerNorm(width), LayerNorm(width)
         self.query = dense(width, width, generator, bias=False)
         self.key_value = dense(width, 2 * width, generator, bias=False)
         self.out = dense(width, width, generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,57 @@ def recovery(
         curve.legend(frameon=False)
         for axes, values, title in ((left, truth, "true graph"), (right, belief, "belief")):
             _matrix(axes, values, title)
+
+
+def belief_graph(names: Sequence[str], belief: Tensor, path: Path, *, title: str) -> None:
+    """A graph of named variables: an arrow for each likely edge, and all beliefs.
+
+    Args:
+        names: of the k variables.
+        belief: (k, k) probabilities; row i, column j that j is a direct cause of i.
+        path: of the picture.
+        title: what it shows.
+    """
+    k = len(names)
+    with picture(path, title, (10, 4.6)) as figure:
+        left, right = figure.subplots(1, 2)
+        angle = torch.arange(k) * 2 * torch.pi / k + torch.pi / 2
+        places = torch.stack([angle.cos(), angle.sin()], 1).tolist()
+        for effect in range(k):
+            for cause in range(k):
+                if cause == effect or not (strength := float(belief[effect, cause])) > 0.5:
+                    continue
+                both = bool(belief[cause, effect] > 0.5)
+                left.annotate(
+                    "",
+                    places[effect],
+                    places[cause],
+                    arrowprops={
+                        "arrowstyle": "-|>",
+                        "color": COLOURS[0],
+                        "alpha": strength,
+                        "linewidth": 1 + 2 * (strength - 0.5),
+                        "shrinkA": 24,
+                        "shrinkB": 24,
+                        "connectionstyle": f"arc3,rad={0.2 if both else 0.0}",
+                    },
+                )
+        for (x, y), name in zip(places, names, strict=True):
+            box = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": FAINT}
+            left.text(x, y, _short(name), ha="center", va="center", color=INK, bbox=box)
+        left.set_xlim(-1.4, 1.4)
+        left.set_ylim(-1.3, 1.3)
+        left.set_axis_off()
+        _matrix(right, belief, "belief that the column is a direct cause of the row")
+        told = [_short(name) for name in names]
+        right.set_yticks(range(k), told)
+        right.set_xticks(range(k), told)
+        if max(map(len, told)) > 5:
+            right.tick_params("x", rotation=30)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
 
 
 def _matrix(axes: Any, values: Tensor, title: str) -> None:

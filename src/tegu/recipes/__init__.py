@@ -57,7 +57,9 @@ class Engine:
     vectorise: str = "auto"  # auto, vmap or loop
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32 or bf16
+    cuda_graphs: bool = False  # replay what is compiled as CUDA graphs, on a GPU
     checkpoint: bool = False  # run inner steps again on the way back, to save memory
+    at_once: int = 0  # tasks of a meta-batch side by side; 0: all. Fewer take less memory
     device: str = "cpu"
     threads: int = 0  # 0: torch's own choice
 
@@ -111,9 +113,13 @@ class Recipe:
 
 # The least and the most that a number may be.
 RANGES: dict[str, tuple[float, float]] = {
+    "data.workers": (0, 1024),
+    "data.hold": (0, 1 << 20),
+    "data.least": (1, math.inf),
     "model.width": (1, 1 << 16),
     "model.widths": (1, 1 << 16),
     "model.depth": (10, 1000),
+    "model.blocks": (1, 1000),
     "model.widen": (1, 1 << 10),
     "model.hidden": (1, 1 << 20),
     "train.meta_iterations": (1, math.inf),
@@ -130,6 +136,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.validate_episodes": (2, math.inf),
     "train.checkpoint_seconds": (0, math.inf),
     "engine.threads": (0, 1024),
+    "engine.at_once": (0, math.inf),
     "evaluate.episodes": (2, math.inf),
     "evaluate.at_once": (1, math.inf),
     "evaluate.cells.n_way": (0, math.inf),
@@ -214,6 +221,8 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]
     if not cells:
         own = any(f.name == "n_way" for f in fields(cls))  # else its network has as many outputs
+        ways = str(changed.get("train.n_way", 5))  # who trains on fewer may have no more classes
+        own = own and not (ways.isdigit() and int(ways) < 5)
         n_way, n_query = 5 if own else 0, 15 if cls.transductive else 1
         modes = (mode, "support") if mode == "transductive" else (mode,)
         cells = [

@@ -5,6 +5,7 @@ from tegu.sources.causal_pairs import CausalPairs
 from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.own import Folder, Packed
 from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
@@ -17,12 +18,14 @@ __all__ = [
     "CausalPairs",
     "CifarFs",
     "Fc100",
+    "Folder",
     "GaussianProcesses",
     "Glyphs",
     "Grammars",
     "Inputs",
     "MutualExclusivity",
     "Omniglot",
+    "Packed",
     "Scan",
     "ScanStudy",
     "Sinusoids",
@@ -38,11 +41,13 @@ SOURCES: dict[str, type[Source]] = {
         CausalPairs,
         CifarFs,
         Fc100,
+        Folder,
         GaussianProcesses,
         Glyphs,
         Grammars,
         MutualExclusivity,
         Omniglot,
+        Packed,
         Scan,
         ScanStudy,
         Sinusoids,

@@ -44,7 +44,7 @@ class Images(Source):
 
     def varied(self) -> Augment | None:
         """The augmentation of training images, by name."""
-        return standard(self.shape[0], paper=1.0) if self.augment else None
+        return standard(self.inputs().shape[0], paper=1.0) if self.augment else None
 
     def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         assert data is not None
@@ -80,7 +80,7 @@ class Ink(Images):
 
     def inked(self, data: ClassDataset) -> ClassDataset:
         """The images as `invert` wants them."""
-        return replace(data, examples=255 - data.examples) if self.invert else data
+        return replace(data, examples=255 - data.tensor) if self.invert else data
 
 
 @dataclass(frozen=True, kw_only=True)

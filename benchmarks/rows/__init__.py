@@ -1,0 +1,12 @@
+"""The rows of the speed benchmark, by name; each yields contests, checked before they are timed."""
+
+from rows import maml, reptile
+from rows.contest import Row
+
+ROWS: dict[str, Row] = {
+    "sinusoids-1": maml.sinusoids(1),
+    "sinusoids-5": maml.sinusoids(5),
+    "maml": maml.omniglot,
+    "reptile": reptile.training,
+    "test-tasks": reptile.testing,
+}

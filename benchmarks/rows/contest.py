@@ -1,0 +1,168 @@
+"""What every row of the benchmark is: a work, who does it, and how right the answers are."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu import timing
+from tegu.episodes import Episode, select
+from tegu.sampling import Tasks
+
+# How far an answer may be from the loop in float64, as a share of its length.
+MOST = {"fp64": 1e-9, "fp32": 1e-2, "bf16": 0.25}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is told to every row.
+
+    Args:
+        data_dir: folder of data sets.
+        rounds: of each contest, at most.
+        seconds: of each contest, about; at least three rounds.
+        device: where all run.
+    """
+
+    data_dir: Path | None = None
+    rounds: int = 20
+    seconds: float = 60.0
+    device: str = "cpu"
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The machine's operations per second in either precision, measured now."""
+        return {name: timing.limit(name, self.device) for name in timing.DTYPES}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One row: tegu and a rival at the same work.
+
+    Args:
+        work: what is done in one call.
+        precision: tegu's.
+        rival: who else does it, with its precision where that is not tegu's.
+        ours: one call; the number chooses the tasks.
+        theirs: likewise; None where the rival is not installed.
+        flops: floating-point operations of one call, as the plain loop does it.
+        each: calls in a round.
+        per: how many units of the work one call does; times are told for one unit.
+        part: how many units the rival does in one call, where it does fewer.
+    """
+
+    work: str
+    precision: str
+    rival: str
+    ours: Callable[[int], Any]
+    theirs: Callable[[int], Any] | None
+    flops: int | None = None
+    each: int = 1
+    per: float = 1.0
+    part: float = field(default=0.0)
+
+
+def run(contest: Contest, setup: Setup, limits: dict[str, float]) -> dict[str, Any]:
+    """Times a contest: a cell of the result document."""
+    started: list[float] = []
+
+    def enough() -> bool:
+        started.append(time.monotonic())
+        return len(started) >= 4 and started[-1] - started[0] > setup.seconds
+
+    acts = [contest.ours] if contest.theirs is None else [contest.ours, contest.theirs]
+    found = timing.in_turn(
+        acts, rounds=setup.rounds, each=contest.each, device=setup.device, enough=enough
+    )
+    ours = [x / contest.per for x in found[0]]
+    theirs = [x / (contest.part or contest.per) for x in found[1]] if len(found) > 1 else None
+    share = None
+    if contest.flops:
+        seconds = sorted(found[0])[len(found[0]) // 2]
+        share = contest.flops / limits[contest.precision] / seconds
+    rival = contest.rival if contest.theirs else f"{contest.rival}: not installed"
+    return timing.cell(contest.work, rival, contest.precision, ours, theirs, share=share)
+
+
+def check(
+    work: str, who: str, precision: str, found: Sequence[Tensor], right: Sequence[Tensor]
+) -> None:
+    """Refuses an answer that is not the float64 loop's; tells how far it is away."""
+    distance = timing.apart(found, right)
+    print(f"  {work}: {who} in {precision} is {distance:.1e} away from the loop in float64")
+    timing.refuse(work, f"{who} in {precision}", distance, MOST[precision])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Batches of tasks, drawn before anything is timed, which take turns.
+
+    Args:
+        batches: episodes with a leading axis of tasks.
+        keys: of each batch, shape (T,).
+    """
+
+    batches: list[Episode]
+    keys: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: int) -> tuple[Episode, Tensor]:
+        i %= len(self.batches)
+        return self.batches[i], self.keys[i]
+
+
+def draw(tasks: Tasks, root: Tensor, *, per: int, batches: int = 16) -> Drawn:
+    """The first tasks of a source, `per` in a batch."""
+    from tegu import keys
+
+    index = torch.arange(per * batches)
+    block, folded = tasks.episodes(index), keys.fold(root, index)
+    device = block.support.x.device
+    parts = [slice(i * per, (i + 1) * per) for i in range(batches)]
+    copied = [_contiguous(select(block, rows)) for rows in parts]
+    return Drawn(copied, [folded[rows].to(device) for rows in parts])
+
+
+def _contiguous(episodes: Episode) -> Episode:
+    halves = (type(half)(*(x.contiguous() for x in half)) for half in episodes)
+    return Episode(*halves)
+
+
+def double(episodes: Episode) -> Episode:
+    """The same tasks in float64."""
+
+    def one(x: Tensor) -> Tensor:
+        return x.double() if x.is_floating_point() else x
+
+    return Episode(*(type(half)(*(one(x) for x in half)) for half in episodes))
+
+
+Row = Callable[[Setup], Iterator[Contest]]
+
+
+class Peak:
+    """Bytes at the peak above what the process held before, where Linux tells."""
+
+    def of(self, act: Callable[[], Any]) -> int | None:
+        """The peak of one call."""
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what is free goes back first
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+            before = self._now("VmRSS")
+            act()
+            return max(0, self._now("VmHWM") - before)
+        except (OSError, AttributeError):
+            return None
+
+    def _now(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) << 10 for x in lines if x.startswith(f"{name}:"))

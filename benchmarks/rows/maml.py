@@ -1,0 +1,159 @@
+"""MAML of second order: sinusoids and Omniglot, against four ways of writing its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rows import rivals
+from rows.contest import Contest, Drawn, Setup, check, double, draw
+from rows.plain import PlainConv4, PlainMlp, Rounded, with_weights
+from tegu import keys, recipes, timing
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.learners import Learner
+
+OUTER_LR = 1e-3
+
+
+class Rival:
+    """The outer gradient by some way of writing the inner loop, and Adam on it."""
+
+    def __init__(self, adapter: rivals.Adapter, model: nn.Module, loss: Any, learner: Any) -> None:
+        self.model, self.plain = model, getattr(model, "model", model)
+        self.iterate = adapter(model, loss, learner.inner_lr, learner.inner_steps)
+        self.optimiser = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
+
+    def gradient(self, episodes: Episode) -> Params:
+        """By tegu's names."""
+        self.optimiser.zero_grad()
+        (x, y, _), (query_x, query_y, _) = episodes
+        self.iterate(x, y, query_x, query_y)
+        grads = {n: p.grad for n, p in self.plain.named_parameters() if p.grad is not None}
+        named: Params = self.plain.named(grads)
+        return named
+
+    def __call__(self, episodes: Episode) -> None:
+        self.gradient(episodes)
+        self.optimiser.step()
+
+
+def contests(
+    work: str,
+    learner: Learner,
+    network: Callable[[], nn.Module],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    drawn: Drawn,
+    names: list[tuple[str, str]],
+    *,
+    compiled: bool = True,
+    each: int = 1,
+) -> Iterator[Contest]:
+    """One contest for each pair of tegu's precision and rival; ", bf16" marks a rival rounded."""
+    params = learner.init()
+    some, at = drawn[0]
+    exact = {k: v.double() for k, v in params.items()}
+    loop = Rival(rivals.plain, with_weights(network(), exact), loss, learner)
+    right = loop.gradient(double(some))
+
+    def checked(who: str, precision: str, grads: Params) -> None:
+        check(work, who, precision, [grads[k] for k in right], list(right.values()))
+
+    ours, _ = Vectorised(learner, vectorise="vmap").outer_gradient(exact, double(some), at)
+    checked("tegu", "fp64", ours)
+    plain = Rival(rivals.plain, with_weights(network(), params), loss, learner)
+    flops = timing.operations(lambda: plain.gradient(some))
+    engines: dict[str, Callable[[int], None]] = {}
+    for precision, name in names:
+        if precision not in engines:
+            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
+            checked("tegu", precision, engine.outer_gradient(params, some, at)[0])
+            engines[precision] = _training(engine, params, drawn)
+        yield Contest(
+            work,
+            precision,
+            name,
+            engines[precision],
+            _rival(name, network, params, loss, learner, drawn, checked),
+            flops=flops,
+            each=each,
+        )
+
+
+def _training(engine: Vectorised, params: Params, drawn: Drawn) -> Callable[[int], None]:
+    outer = engine.outer_state(params)
+
+    def act(i: int) -> None:
+        nonlocal params, outer
+        episodes, at = drawn[i]
+        params, outer, _ = engine.update(params, outer, episodes, at, outer_lr=OUTER_LR)
+
+    return act
+
+
+def _rival(
+    name: str,
+    network: Callable[[], nn.Module],
+    params: Params,
+    loss: Any,
+    learner: Learner,
+    drawn: Drawn,
+    checked: Callable[[str, str, Params], None],
+) -> Callable[[int], None] | None:
+    who, _, said = name.partition(", ")
+    rounded = said if said == "bf16" else ""
+    if not rivals.have(who):
+        return None
+    model = with_weights(network(), params)
+    with rivals.quiet():
+        one = Rival(rivals.MAML[who], Rounded(model) if rounded else model, loss, learner)
+        checked(who, rounded or "fp32", one.gradient(drawn[0][0]))
+    return lambda i: one(drawn[i][0])
+
+
+def sinusoids(steps: int) -> Callable[[Setup], Iterator[Contest]]:
+    """Finn's sine waves: 25 tasks of 10 points, 10 queries, dense layers of 40 and 40."""
+
+    def row(setup: Setup) -> Iterator[Contest]:
+        job = Job(recipes.load("maml-sinusoids", {"learner.inner_steps": steps}))
+        drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=25)
+        yield from contests(
+            f"MAML, sinusoids, 25 tasks, {steps} inner step{'s' if steps > 1 else ''}",
+            job.learner,
+            lambda: PlainMlp(1, 1, (40, 40)),
+            F.mse_loss,
+            drawn,
+            [("fp32", who) for who in ("learn2learn", "torchopt", "higher", "plain loop")],
+            each=10,
+        )
+
+    return row
+
+
+def omniglot(setup: Setup) -> Iterator[Contest]:
+    """5-way 1-shot, 75 queries, Conv-4 with strides, 8 tasks, 5 steps."""
+    wanted = {
+        "learner.inner_steps": 5,
+        "learner.inner_lr": 0.1,
+        "train.meta_batch": 8,
+        "train.n_query": 15,
+    }
+    job = Job(recipes.load("maml-omniglot-5way", wanted), setup.data_dir)
+    drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=8, batches=8)
+    names = [("fp32", "learn2learn"), ("fp32", "plain loop")]
+    names += [("bf16", "learn2learn, bf16"), ("bf16", "learn2learn, fp32")]
+    names += [("bf16", "plain loop, bf16")]
+    yield from contests(
+        "MAML second order, Omniglot 5-way 1-shot, 8 tasks, 5 steps, 75 queries",
+        job.learner,
+        lambda: PlainConv4(5, tracks=False),
+        F.cross_entropy,
+        drawn,
+        names,
+    )

@@ -1,0 +1,138 @@
+"""How fast is tegu next to what people use, and how close to what the machine can do?
+
+    python benchmarks/speed.py --install ENVIRONMENT
+    ENVIRONMENT/bin/python benchmarks/speed.py --data-dir DATA
+
+The first command makes an environment with the rivals: learn2learn, higher, TorchOpt and
+easyfsl. The second has tegu and each of them do the same work, with the same weights,
+tasks and precision, in turn, in one process. Each answer is compared with a plain loop in
+float64 before anything is timed. `--only ROW ...` runs some rows and keeps the others of
+the result file, if they come from the same commit, machine and versions.
+
+Where a rival is not installed, its row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from rows import ROWS
+from rows.contest import Contest, Peak, Setup, run
+from rows.rivals import install
+
+from tegu import report
+from tegu.errors import InputError, unknown
+
+COMMAND = "python benchmarks/speed.py --data-dir DATA"
+NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
+ORIGIN = ("commit", "versions", "hardware")
+
+
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """A document with the rows of another that it lacks.
+
+    Raises:
+        InputError: the two come from different commits, machines or versions.
+    """
+    if old is None:
+        return new
+    other = [key for key in ORIGIN if old[key] != new[key]]
+    if other:
+        raise InputError(
+            f"rows of two results whose {' and '.join(other)} differ",
+            "rows of one commit on one machine",
+            "Run all rows again, or name another --output.",
+        )
+    peak = [document["training"]["peak_bytes"] for document in (old, new)]
+    training = {**new["training"], "peak_bytes": max(peak) if all(peak) else None}
+    cells = {_name(one): one for document in (old, new) for one in document["cells"]}
+    return {**new, "training": training, "cells": list(cells.values())}
+
+
+def _name(cell: dict[str, Any]) -> Any:
+    if "metric" in cell:
+        return json.dumps(cell["protocol"])
+    # An absent rival's row makes room for the rival's own.
+    rival = cell["rival"].partition(":")[0]
+    return cell["work"], cell["precision"], rival
+
+
+def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
+    """Bytes that one call of tegu, and of the rival, holds at its peak."""
+    cells = []
+    named = ("tegu", contest.ours), (contest.rival, contest.theirs)
+    for who, act in named:
+        found = peak.of(lambda act=act: act(0)) if act else None
+        if found:
+            work = f"{contest.work}, {contest.precision}: {who}"
+            cells.append(
+                {
+                    "protocol": {"learner": work},
+                    "metric": "bytes",
+                    "value": found,
+                    "ci95": None,
+                    "episodes": 1,
+                    "published": None,
+                    "source": "",
+                }
+            )
+    return cells
+
+
+def document(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    training = {"seconds": None, "meta_iterations": None, "peak_bytes": report.peak_bytes()}
+    return report.result_document(
+        name=name, command=COMMAND, seed=0, training=training, cells=cells
+    )
+
+
+def keep(path: Path, name: str, cells: list[dict[str, Any]], *, whole: bool) -> None:
+    """Writes a result, with the other rows that the file had."""
+    old = json.loads(path.read_text()) if path.is_file() and not whole else None
+    report.write_result(path, merged(old, document(name, cells)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--install", type=Path, metavar="DIR", help="make the rivals' environment")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--data-dir", type=Path, help="folder of data sets")
+    parser.add_argument("--rounds", type=int, default=20, help="at most, of each contest")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each contest, about")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/speed.json"))
+    arguments = parser.parse_args(argv)
+    if arguments.install:
+        print(f"now: {install(arguments.install)} {__file__} --data-dir DATA")
+        return
+    for name in arguments.only or ():
+        if name not in ROWS:
+            raise unknown("row", name, ROWS)
+    setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
+    if arguments.only and arguments.output.is_file():  # before anything is timed
+        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING]))
+    cells: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
+    for name in arguments.only or ROWS:
+        started = time.monotonic()
+        print(f"{name}:", flush=True)
+        for contest in ROWS[name](setup):
+            held += memory(contest, Peak())
+            cells.append(run(contest, setup, setup.limits))
+            print(report.table(cells[-1:]), flush=True)
+            beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
+            keep(arguments.output, "speed", cells, whole=not arguments.only)
+            if held:
+                keep(beside, "speed-memory", held, whole=not arguments.only)
+        print(f"  {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

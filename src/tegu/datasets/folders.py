@@ -1,0 +1,400 @@
+"""Image files of one's own: a folder with one sub-folder for each class.
+
+    PHOTOS/owl/1.jpg                  classes side by side: tegu divides them into splits
+    PHOTOS/meta_train/owl/1.jpg       or divided already
+    PHOTOS/birds/owl/1.jpg            in groups, birds here: a class is a folder with images
+
+What is no image by its name's ending, and what begins with a dot, is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tegu import keys
+from tegu.datasets.classes import ClassDataset
+from tegu.datasets.image_files import SUFFIXES, Form, decode
+from tegu.datasets.packed import Packable, write_packed
+from tegu.datasets.splits import SPLITS, check_split
+from tegu.errors import InputError
+
+SHARES = (64, 16, 20)  # of the classes, in the proportion of miniImageNet
+DEEPEST = 16  # folders inside each other
+HELD = 256 << 20  # bytes of images that are read at once and kept, rather than read as needed
+CHUNK = 64  # images decoded side by side
+OTHERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+LAYOUT = "one sub-folder for each class, with its images in it"
+
+
+class Class(NamedTuple):
+    """A class of images.
+
+    Attributes:
+        name: path of its folder, without the split's.
+        group: the folder around it; "" for none.
+        files: paths of its images, in order of their names.
+    """
+
+    name: str
+    group: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Which classes are used, and which split each belongs to where folders do not say so.
+
+    Args:
+        shares: of meta_train, meta_val and meta_test among the classes, in any unit.
+        seed: of the division. Who adds a class changes the split of a few others at most.
+        least: classes with fewer images are left out.
+    """
+
+    shares: tuple[int, ...] = SHARES
+    seed: int = 0
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != 3 or min(self.shares) < 0 or not sum(self.shares):
+            raise InputError(
+                f"shares {list(self.shares)}",
+                "three numbers, of meta_train, meta_val and meta_test, none below 0",
+                "Write [64, 16, 20], say.",
+            )
+
+
+def load_folder(
+    path: str | Path,
+    split: str,
+    *,
+    size: int = 84,
+    channels: int = 3,
+    fit: str = "crop",
+    shares: tuple[int, ...] = SHARES,
+    seed: int = 0,
+    least: int = 1,
+    workers: int = 0,
+    hold: int = HELD,
+) -> ClassDataset:
+    """One split of a folder of images.
+
+    Args:
+        path: the folder.
+        split: "meta_train", "meta_val" or "meta_test".
+        size: height and width of all images, pixels.
+        channels: 3 for colour, 1 for grey.
+        fit: "crop" cuts the middle square out, "pad" adds white, "stretch" distorts.
+        shares: of the three splits among the classes, if the folder is not divided itself.
+        seed: of that division.
+        least: classes with fewer images are left out.
+        workers: threads that read images; 0 for one a processor.
+        hold: up to so many bytes, all images are read now and kept in memory. Above, they
+            are read from their files whenever an episode uses them.
+
+    Raises:
+        InputError: the folder holds no classes in a layout that tegu knows, or a file is no
+            image.
+    """
+    check_split(split)
+    form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
+    folder = Path(path).expanduser()
+    found = classes_of(folder, division)[split]
+    if not found:
+        raise InputError(f"no class of {folder} is in {split}", "at least one", _more(division))
+    rows = ImageRows([file for one in found for file in one.files], form, workers)
+    groups = {one.group: 0 for one in found}
+    numbers = {group: i for i, group in enumerate(groups)}
+    data = ClassDataset(
+        folder.absolute().name,
+        split,
+        rows,
+        torch.tensor([len(one.files) for one in found]),
+        tuple(one.name for one in found),
+        1 / 255,
+        groups=torch.tensor([numbers[one.group] for one in found]) if any(groups) else None,
+    )
+    return data.read() if rows.shape.numel() <= hold else data
+
+
+def read_images(
+    files: Iterable[str | Path], *, size: int = 84, channels: int = 3, fit: str = "crop"
+) -> Tensor:
+    """Image files as a model takes them that was trained on a folder: (B, C, size, size), 0 to 1.
+
+    Args:
+        files: B paths.
+        size, channels, fit: as the training had them; see `load_folder`.
+
+    Raises:
+        InputError: a file is no image, or there are none.
+    """
+    form, paths = Form(size, channels, fit), [str(Path(file).expanduser()) for file in files]
+    if not paths:
+        raise InputError("no files", "at least one image", "Check what was listed.")
+    return ImageRows(paths, form)[torch.arange(len(paths))].to(torch.get_default_dtype()) / 255
+
+
+def pack_folder(
+    path: str | Path,
+    out: str | Path,
+    *,
+    size: int = 84,
+    channels: int = 3,
+    fit: str = "crop",
+    shares: tuple[int, ...] = SHARES,
+    seed: int = 0,
+    least: int = 1,
+    workers: int = 0,
+    skip_broken: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], list[InputError]]:
+    """Writes a folder of images as a pack, with the same episodes as `load_folder` gives.
+
+    Args:
+        path: the folder of images.
+        out: the pack, a folder that is not there yet; it is written whole or not at all.
+        size, channels, fit, shares, seed, least, workers: as for `load_folder`.
+        skip_broken: leave files out that cannot be read.
+        progress: told how many images are done, and of how many.
+
+    Returns:
+        What the pack's `classes.json` holds, and what is wrong with each file left out.
+    """
+    form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
+    folder, target = Path(path).expanduser(), Path(out).expanduser()
+    found = classes_of(folder, division)
+    total = sum(len(one.files) for part in found.values() for one in part)
+    _check_room(target, total * form.bytes)
+    broken: list[InputError] = []
+    done = 0
+
+    def chunks(files: Sequence[str]) -> Iterator[Tensor]:
+        nonlocal done
+        for start in range(0, len(files), CHUNK):
+            images: list[Tensor] = []
+            some = files[start : start + CHUNK]
+            for image in _pool(workers).map(partial(_tried, form=form), some):
+                if isinstance(image, Tensor):
+                    images.append(image)
+                elif skip_broken:
+                    broken.append(image)
+                else:
+                    raise image
+            done += len(some)
+            if progress:
+                progress(done, total)
+            if images:
+                yield torch.stack(images)
+
+    classes = (
+        Packable(split, one.name, chunks(one.files), one.group)
+        for split, part in found.items()
+        for one in part
+    )
+    about = {"size": size, "channels": channels, "fit": fit}
+    return write_packed(target, classes, about=about), broken
+
+
+def _tried(file: str, form: Form) -> Tensor | InputError:
+    try:
+        return decode(file, form)
+    except InputError as error:
+        return error
+
+
+def _check_room(out: Path, needed: int) -> None:
+    near = next(parent for parent in out.absolute().parents if parent.is_dir())
+    if (free := shutil.disk_usage(near).free) < needed:
+        raise InputError(
+            f"{out} needs {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} left",
+            "room for all images",
+            "Make room, choose another disk, or a smaller size.",
+        )
+
+
+# Which classes there are
+
+
+def classes_of(folder: Path, division: Division) -> dict[str, list[Class]]:
+    """The classes of each split, in order of their names.
+
+    Raises:
+        InputError: no folder, no images, or a layout that leaves open what the classes are.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}", f"a folder with {LAYOUT}", "Check the path.")
+    inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
+    divided = inside & set(SPLITS)
+    if divided and inside - divided:
+        raise InputError(
+            f"{folder} holds {sorted(divided)[0]} beside {sorted(inside - divided)[0]}",
+            "either meta_train, meta_val and meta_test, or classes",
+            "Move one or the other out.",
+        )
+    if inside and inside <= OTHERS:
+        raise InputError(
+            f"{folder} is divided into {' and '.join(sorted(inside))}",
+            "one sub-folder for each class, or meta_train, meta_val and meta_test with "
+            "different classes in each",
+            "Meta-learning is tested on classes that it has not seen: put all classes side by "
+            "side into one folder, and tegu divides them.",
+        )
+    if divided:
+        parts = {split: _walk(folder / split) if split in divided else [] for split in SPLITS}
+        _check_disjoint(folder, parts)
+    else:
+        parts = _divided(_walk(folder), division)
+    if not any(parts.values()):
+        raise InputError(
+            f"{folder} holds no images",
+            f"{LAYOUT}: files ending in {', '.join(sorted(SUFFIXES))}",
+            "Check the path.",
+        )
+    kept = {s: [c for c in part if len(c.files) >= division.least] for s, part in parts.items()}
+    if not any(kept.values()):
+        most = max(len(one.files) for part in parts.values() for one in part)
+        raise InputError(
+            f"no class of {folder} has {division.least} images, the largest has {most}",
+            "at least one class that is large enough",
+            "Lower least.",
+        )
+    return kept
+
+
+def _walk(folder: Path) -> list[Class]:
+    """All classes below a folder."""
+    found: list[Class] = []
+
+    def visit(place: Path, name: str, above: tuple[tuple[int, int], ...]) -> None:
+        stat = place.stat()
+        mark = stat.st_dev, stat.st_ino
+        if mark in above or len(above) > DEEPEST:
+            raise InputError(
+                f"{place} leads back into a folder around it"
+                if mark in above
+                else f"{place} lies {len(above)} folders deep",
+                f"{LAYOUT}, {DEEPEST} levels at most",
+                "Remove that link." if mark in above else "Move the images up.",
+            )
+        files, folders = [], []
+        for entry in _entries(place):
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                files.append(entry.path)
+        if files and (folders or not name):
+            beside = f"folders such as {folders[0]}" if folders else "no sub-folder around it"
+            raise InputError(
+                f"the image {files[0]} with {beside}", LAYOUT, "Move it into its class's folder."
+            )
+        if files:
+            found.append(Class(name, os.path.dirname(name), tuple(files)))
+        for other in folders:
+            visit(place / other, f"{name}/{other}" if name else other, (*above, mark))
+
+    visit(folder, "", ())
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as failure:
+        raise InputError(
+            f"{folder} cannot be read: {failure.strerror}",
+            "folders that may be read",
+            "Change its permissions, or move it away.",
+        ) from failure
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:
+    seen: dict[str, str] = {}
+    for split, part in parts.items():
+        for one in part:
+            if seen.setdefault(one.name, split) != split:
+                raise InputError(
+                    f"the class '{one.name}' of {folder} is in {seen[one.name]} and in {split}",
+                    "different classes in each split, since tests are on unseen ones",
+                    "Move all its images into one of the two.",
+                )
+
+
+def _divided(found: list[Class], division: Division) -> dict[str, list[Class]]:
+    """Classes in a random order that each class's own name decides, cut into three."""
+    root = keys.key(division.seed, "classes of a folder")
+    marks = torch.tensor([zlib.crc32(os.fsencode(one.name)) for one in found])
+    order = keys.fold(root, marks).argsort(stable=True).tolist() if found else []
+    kept = [i for i in order if len(found[i].files) >= division.least] or order
+    total, parts, at, passed = sum(division.shares), {}, 0, 0
+    for split, share in zip(SPLITS, division.shares, strict=True):
+        passed += share
+        end = round(len(kept) * passed / total)
+        parts[split] = [found[i] for i in sorted(kept[at:end])]
+        at = end
+    return parts
+
+
+def _more(division: Division) -> str:
+    return f"Add classes, or change the shares, now {list(division.shares)}."
+
+
+# Images as rows
+
+
+class ImageRows:
+    """Image files as examples, decoded when an episode asks for them.
+
+    Args:
+        files: M paths.
+        form: what an image becomes.
+        workers: threads; 0 for one a processor.
+        device: where images are put.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(
+        self, files: Sequence[str], form: Form, workers: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
+        self.files, self.form, self.workers = files, form, workers
+        self.device = torch.device(device)
+        self.shape = torch.Size([len(files), form.channels, form.size, form.size])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        each, back = at.reshape(-1).cpu().unique(return_inverse=True)
+        out = torch.empty((len(each), *self.shape[1:]), dtype=self.dtype)
+        files = [self.files[i] for i in each.tolist()]
+        for row, image in zip(
+            out, _pool(self.workers).map(partial(decode, form=self.form), files), strict=True
+        ):
+            row.copy_(image)
+        return out[back].reshape(*at.shape, *self.shape[1:]).to(self.device)
+
+    def to(self, device: torch.device | str) -> ImageRows:
+        return ImageRows(self.files, self.form, self.workers, device)
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads: Pillow decodes without holding the interpreter's lock."""
+    return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="tegu-images")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork

@@ -1,0 +1,172 @@
+"""Data of one's own: a folder of images, or what was packed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tegu.datasets import ClassDataset, load_folder, load_packed
+from tegu.datasets.folders import SHARES, Division
+from tegu.datasets.image_files import Form
+from tegu.datasets.packed import read_index
+from tegu.datasets.splits import SPLITS
+from tegu.errors import InputError
+from tegu.sampling import Tasks
+from tegu.sources.images import Images
+from tegu.sources.source import Inputs, Wanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Images):
+    """Classes that a user brings.
+
+    Args:
+        path: where they are.
+    """
+
+    downloads: ClassVar[bool] = True
+    # Learners by metric train on more ways; the classes of one's own are few.
+    start: ClassVar[Mapping[str, Any]] = {"train.n_way": 5}
+
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path:  # a run is gone on with, and evaluated, from any folder
+            object.__setattr__(self, "path", str(Path(self.path).expanduser().absolute()))
+
+    def place(self) -> Path:
+        """The path, which was given.
+
+        Raises:
+            InputError: it was not.
+        """
+        if not self.path:
+            raise InputError(
+                f"the data set {self.name} without a path",
+                "where your data are",
+                "Add --set data.path=FOLDER.",
+            )
+        return Path(self.path)
+
+    def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
+        assert data is not None
+        self._check(wanted, data)
+        return super().tasks(wanted, data)
+
+    def _check(self, wanted: Wanted, data: ClassDataset) -> None:
+        """That there are enough classes, of enough examples, for such episodes."""
+        where, need = f"{wanted.split} of {data.name}", wanted.n_shot + wanted.n_query
+        if wanted.n_way > data.n_classes:
+            raise InputError(
+                f"{data.n_classes} classes in {where} for tasks of {wanted.n_way}",
+                f"{wanted.n_way} classes in each split that is used",
+                f"Lower train.n_way, or {self.more_classes()}.",
+            )
+        small = (data.counts < need).nonzero().flatten().tolist()
+        if small:
+            names = ", ".join(f"'{data.class_names[i]}' ({int(data.counts[i])})" for i in small[:3])
+            more = f" and {len(small) - 3} more" if len(small) > 3 else ""
+            raise InputError(
+                f"classes of {where} with too few examples: {names}{more}",
+                f"{need}, for n_shot {wanted.n_shot} and n_query {wanted.n_query}",
+                f"Add examples, lower n_shot or n_query, or leave such classes out: "
+                f"{self.least_of(need)}.",
+            )
+
+    def more_classes(self) -> str:
+        """How a split gets more classes."""
+        return "pack more classes"
+
+    def least_of(self, need: int) -> str:
+        """How classes with fewer examples are left out."""
+        return f"tegu pack --least {need}"
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), "data": Path(self.path).name}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Own):
+    """Image files of your own: a folder with one sub-folder for each class.
+
+    Args:
+        size: height and width that images are brought to, pixels.
+        channels: 3 for colour, 1 for grey.
+        fit: "crop" cuts the middle square out, "pad" adds white, "stretch" distorts.
+        shares: of meta_train, meta_val and meta_test among the classes, where the folder
+            is not divided into these itself.
+        seed: of that division.
+        least: classes with fewer images are left out.
+        workers: threads that read images; 0 for one a processor.
+        hold: MiB of images up to which a split is read at once and kept in memory.
+    """
+
+    name: ClassVar[str] = "folder"
+
+    size: int = 84
+    channels: int = 3
+    fit: str = "crop"
+    shares: tuple[int, ...] = SHARES
+    seed: int = 0
+    least: int = 1
+    workers: int = 0
+    hold: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Form(self.size, self.channels, self.fit)
+        Division(shares=self.shares, seed=self.seed, least=self.least)
+
+    def inputs(self) -> Inputs:
+        return Inputs("images", (self.channels, self.size, self.size))
+
+    def load(self, split: str, data_dir: Path | None) -> ClassDataset:
+        return load_folder(
+            self.place(),
+            split,
+            size=self.size,
+            channels=self.channels,
+            fit=self.fit,
+            shares=self.shares,
+            seed=self.seed,
+            least=self.least,
+            workers=self.workers,
+            hold=self.hold << 20,
+        )
+
+    def validated(self) -> str:
+        """Without classes for validation, those of training."""
+        folder = Path(self.path)
+        divided = any((folder / split).is_dir() for split in SPLITS)
+        some = (folder / "meta_val").is_dir() if divided else self.shares[1] > 0
+        return self.validation or ("meta_val" if some or not self.path else "meta_train")
+
+    def more_classes(self) -> str:
+        return f"add classes, or change data.shares, now {list(self.shares)}"
+
+    def least_of(self, need: int) -> str:
+        return f"data.least={need}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed(Own):
+    """What `tegu pack` or `tegu.datasets.write_packed` has made."""
+
+    name: ClassVar[str] = "packed"
+
+    def inputs(self) -> Inputs:
+        if not self.path:
+            return Inputs("images", (3, 84, 84))
+        shape = tuple(read_index(self.place())["shape"])
+        return Inputs("images" if len(shape) == 3 else "vectors", shape)
+
+    def load(self, split: str, data_dir: Path | None) -> ClassDataset:
+        return load_packed(self.place(), split)
+
+    def validated(self) -> str:
+        """Without classes for validation, those of training."""
+        some = not self.path or "meta_val" in read_index(self.place())["splits"]
+        return self.validation or ("meta_val" if some else "meta_train")

@@ -1,0 +1,101 @@
+"""Episodes of a run: functions of the iteration's number, however they are drawn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from tegu import keys
+from tegu.datasets.classes import ClassDataset
+from tegu.engine import batches as module
+from tegu.engine.batches import batches
+from tegu.episodes import Episode
+from tegu.errors import InputError
+from tegu.sampling import FewShotTasks
+
+ALL = {"meta_batch": 2, "seed": 3}
+
+
+@dataclass
+class Watched:
+    """Tasks that note what was drawn, and by which thread."""
+
+    tasks: FewShotTasks
+    waits: bool = False
+    drawn: list[Tensor] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+    fails_at: int = -1
+
+    @property
+    def split(self) -> str:
+        return self.tasks.split
+
+    def episodes(self, index: Tensor) -> Episode:
+        self.drawn.append(index)
+        self.threads.add(threading.current_thread().name)
+        if self.fails_at in index.tolist():
+            raise InputError("a broken file", "a whole one", "Mend it.")
+        return self.tasks.episodes(index)
+
+
+@pytest.fixture
+def tasks(toy_data: ClassDataset) -> FewShotTasks:
+    return FewShotTasks(toy_data, n_way=3, n_shot=2, n_query=1, seed=5)
+
+
+def tell(found: Iterator[tuple[int, Episode, Tensor]]) -> list[tuple[int, Tensor, Tensor]]:
+    return [(number, episode.support.x.clone(), at) for number, episode, at in found]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("first", [0, 7])
+def test_iteration_i_has_the_same_episodes_however_they_are_drawn(
+    tasks: FewShotTasks, waits: bool, first: int
+) -> None:
+    watched = Watched(tasks, waits)
+    found = tell(batches(watched, first=first, last=40, **ALL))
+    assert [number for number, _, _ in found] == list(range(first, 40))
+    for number, x, at in found:
+        index = torch.arange(2 * number, 2 * number + 2)
+        assert torch.equal(x, tasks.episodes(index).support.x)
+        assert torch.equal(at, keys.fold(keys.key(3, "meta_train"), index))
+    assert torch.equal(torch.cat(watched.drawn), torch.arange(2 * first, 80))  # each once
+    assert any("tegu-sampling" in name for name in watched.threads) == waits
+
+
+def test_blocks_grow_no_larger_than_their_bytes(
+    tasks: FewShotTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tasks.episodes(torch.arange(2))
+    size = sum(x.numel() * x.element_size() for half in one for x in half)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 3 * size)
+    watched = Watched(tasks)
+    tell(batches(watched, first=0, last=11, **ALL))
+    assert [len(index) // 2 for index in watched.drawn] == [1, 3, 3, 3, 1]
+    monkeypatch.setattr(module, "BLOCK_BYTES", 0)
+    watched = Watched(tasks)
+    tell(batches(watched, first=0, last=3, **ALL))
+    assert [len(index) // 2 for index in watched.drawn] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_fails_while_drawing_is_told_where_it_would_be_used(
+    tasks: FewShotTasks, waits: bool
+) -> None:
+    found = batches(Watched(tasks, waits, fails_at=2), first=0, last=40, **ALL)
+    next(found)
+    with pytest.raises(InputError, match="a broken file"):
+        next(found)
+
+
+def test_the_thread_ends_with_a_run_that_stops_early(tasks: FewShotTasks) -> None:
+    found = batches(Watched(tasks, waits=True), first=0, last=1000, **ALL)
+    next(found)
+    next(found)
+    found.close()
+    assert not [t for t in threading.enumerate() if "tegu-sampling" in t.name]
