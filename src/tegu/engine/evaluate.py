@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,7 @@ def evaluate(
     *,
     episodes: int = 1000,
     at_once: int = 100,
+    seconds: float = float("inf"),
     seed: int = 0,
     score: Score = accuracy,
     metric: str = "accuracy",
@@ -63,6 +65,8 @@ def evaluate(
         tasks: where episodes come from, normally of "meta_test".
         episodes: how many; an interval needs at least 2.
         at_once: how many run side by side; bounds the memory.
+        seconds: end after so much time, with as many episodes as were scored by then, 2
+            blocks of them at least; each result says how many.
         seed: of the learner's own random numbers.
         score: of one episode's outputs and queries.
         metric: what the score is called.
@@ -87,7 +91,11 @@ def evaluate(
             engines[kind] = engine.of(learner)
     root = keys.key(seed, "evaluate", tasks.split)
     scores: list[list[Tensor]] = [[] for _ in learners]
+    began = time.monotonic()
     for start in range(0, episodes, at_once):
+        if start > at_once and time.monotonic() - began >= seconds:
+            episodes = start
+            break
         index = torch.arange(start, min(start + at_once, episodes))
         batch = tasks.episodes(index)
         device = batch.support.x.device
