@@ -14,6 +14,7 @@ from tegu.cli import main
 from tegu.compare import Budget, common, run, written
 from tegu.errors import InputError
 from tegu.learners import LEARNERS
+from tegu.pictures import side_by_side
 from tegu.recipes import tomllib
 from tegu.report import check
 from tegu.sources import SOURCES
@@ -88,6 +89,20 @@ def test_the_document_of_two_learners(here: list[str], tmp_path: Path) -> None:
     assert len(here) == 2, "finished entries are not run again"
     run(["reptile", "protonet"], "glyphs", Budget(seconds=0.06, episodes=2), tmp_path)
     assert len(here) == 4, "entries of another budget are"
+
+
+def test_what_would_take_too_long_is_left_out(here: list[str], tmp_path: Path) -> None:
+    one = compare.job("reptile", "glyphs", SHORT)
+    engine, params = compare.Vectorised(one.learner), one.learner.init()
+    grown = compare.growth(engine, params, compare._episode(one), "classes", seconds=1e-6)
+    assert [g["support"] for g in grown] == [50, 150]
+    assert grown[0]["adapt_ms"] > 0
+    assert grown[1]["adapt_ms"] is None
+    _, entries = run(["reptile", "protonet"], "glyphs", SHORT, tmp_path)
+    entries["reptile"]["growth"][1] |= {"adapt_ms": None, "answer_ms": None}
+    assert len(compare._timings(entries, SHORT)) == 2
+    assert "too slow to time" in compare.table(entries, SHORT)
+    side_by_side(entries, tmp_path / "picture.png", title="one left out")
 
 
 def test_sequences_grow_in_length_too() -> None:

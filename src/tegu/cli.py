@@ -249,7 +249,13 @@ def _compare(one: argparse.ArgumentParser) -> None:
     )
     _defaulted(
         one,
-        ("--seconds", float, 300.0, "meta-training of each learner"),
+        (
+            "--seconds",
+            float,
+            300.0,
+            "meta-training of each learner; scoring and timing take one and a half times as "
+            "long again at most, about",
+        ),
         ("--episodes", int, 300, "unseen tasks for each point of the curve"),
         ("--seed", int, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),

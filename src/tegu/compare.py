@@ -9,6 +9,9 @@ test episodes, in a process of its own. Four questions are measured:
   each share of the seconds;
 * one new task: milliseconds to learn it and to answer a query, and bytes to keep it;
 * growth: both times as the support set grows, and as sequences grow where there are any.
+
+Scoring takes at most about as long as training, and timing half as long: where tasks are
+slow to learn, fewer are scored and the largest sizes are left out.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from tegu.recipes import Recipe
 from tegu.sources import SOURCES
 
 POINTS = 8  # of the curve of accuracy, at doubling shares of the seconds
-REPEATS = 12  # timings of one task, after two that do not count
+BLOCK = 10  # test tasks side by side, between looks at the clock
+REPEATS = 12  # timings of one task at most, after one that does not count
 SIZES = (1, 2, 4, 8, 16)  # factors of the support set
 LENGTHS = (1, 2, 4)  # factors of the sequences
 
@@ -127,7 +131,8 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
     engine = Vectorised(one.judge(one.recipe.evaluate.cells[0]))
     text = written(recipes.starting(learner, data))
     episode = _episode(one)
-    adapt_ms, answer_ms, size = cost(engine, params, episode)
+    share = max(1.0, budget.seconds / 2 / (len(SIZES) + len(LENGTHS)))
+    adapt_ms, answer_ms, size = cost(engine, params, episode, seconds=share)
     return {
         "curve": [(seconds, iteration, vars(result)) for seconds, iteration, result in curve],
         "meta_iterations": last,
@@ -138,7 +143,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
         "answer_ms": answer_ms,
         "state_bytes": size,
         "peak_bytes": report.peak_bytes(),
-        "growth": growth(engine, params, episode, one.targets),
+        "growth": growth(engine, params, episode, one.targets, seconds=share),
     }
 
 
@@ -167,7 +172,9 @@ def _trained(
                 params,
                 tasks,
                 episodes=budget.episodes,
-                at_once=one.recipe.evaluate.at_once,
+                at_once=min(BLOCK, one.recipe.evaluate.at_once),
+                # The last figure, which the table shows, gets half of the time for all.
+                seconds=budget.seconds / (2 if not due else 2 * (POINTS - 1)),
                 score=measure.score,
                 metric=measure.metric,
             )
@@ -191,41 +198,58 @@ def _episode(one: Job) -> Episode:
     return tasks.episodes(torch.arange(1))
 
 
-def cost(engine: Vectorised, params: Params, episode: Episode) -> tuple[float, float, int]:
-    """Milliseconds to learn one task, and to answer one query; bytes of what is learned."""
+def cost(
+    engine: Vectorised, params: Params, episode: Episode, *, seconds: float
+) -> tuple[float, float, int]:
+    """Milliseconds to learn one task, and to answer one query; bytes of what is learned.
+
+    Medians of `REPEATS` timings, or of as many as begin within so many seconds.
+    """
     at = keys.key(0).reshape(1)
     query = Examples(*(field[:, :1] for field in episode.query))
-    learnt, answered = [], []
-    for _ in range(REPEATS + 2):
+    learnt: list[float] = []
+    answered: list[float] = []
+    start = time.perf_counter()
+    for _ in range(REPEATS + 1):
         began = time.perf_counter()
+        if len(learnt) > 1 and began - start >= seconds:
+            break
         state = engine.adapt(params, episode.support, at)
         middle = time.perf_counter()
         engine.predict(params, state, query)
         answered.append(1e3 * (time.perf_counter() - middle))
         learnt.append(1e3 * (middle - began))
     size = sum(x.numel() * x.element_size() for x in tensors_of(state))
-    return statistics.median(learnt[2:]), statistics.median(answered[2:]), size
+    return statistics.median(learnt[1:]), statistics.median(answered[1:]), size
 
 
 def growth(
-    engine: Vectorised, params: Params, episode: Episode, targets: str
+    engine: Vectorised, params: Params, episode: Episode, targets: str, *, seconds: float
 ) -> list[dict[str, Any]]:
-    """Costs of one task as it grows: {"support", "length", "adapt_ms", "answer_ms"} each."""
-    found = []
-    for factor in SIZES:
-        bigger = Episode(_more(episode.support, factor, axis=1), episode.query)
-        found.append(_cost_of(engine, params, bigger, targets))
-    for factor in LENGTHS[1:] if targets == "sequences" else ():
-        longer = Episode(_longer(episode.support, factor), _longer(episode.query, factor))
-        found.append(_cost_of(engine, params, longer, targets))
+    """Costs of one task as it grows: {"support", "length", "adapt_ms", "answer_ms"} each.
+
+    Each takes so many seconds at most, about: the times of larger ones are None.
+    """
+    bigger = (Episode(_more(episode.support, n, axis=1), episode.query) for n in SIZES)
+    longer = (
+        Episode(_longer(episode.support, n), _longer(episode.query, n))
+        for n in (LENGTHS[1:] if targets == "sequences" else ())
+    )
+    found: list[dict[str, Any]] = []
+    for grown in (bigger, longer):
+        adapt_ms: float | None = 0.0
+        answer_ms: float | None = 0.0
+        for one in grown:
+            if adapt_ms is not None and answer_ms is not None:
+                # A size is timed twice at least, and the next takes twice as long or more.
+                if 4 * (adapt_ms + answer_ms) > 1e3 * seconds:
+                    adapt_ms = answer_ms = None
+                else:
+                    adapt_ms, answer_ms, _ = cost(engine, params, one, seconds=seconds)
+            length = one.support.y.shape[-1] if targets == "sequences" else None
+            size, times = one.support.mask.shape[1], {"adapt_ms": adapt_ms, "answer_ms": answer_ms}
+            found.append({"support": size, "length": length, **times})
     return found
-
-
-def _cost_of(engine: Vectorised, params: Params, episode: Episode, targets: str) -> dict[str, Any]:
-    adapt_ms, answer_ms, _ = cost(engine, params, episode)
-    length = episode.support.y.shape[-1] if targets == "sequences" else None
-    size = episode.support.mask.shape[1]
-    return {"support": size, "length": length, "adapt_ms": adapt_ms, "answer_ms": answer_ms}
 
 
 def _more(examples: Examples, factor: int, *, axis: int) -> Examples:
@@ -339,6 +363,8 @@ def _timings(entries: dict[str, dict[str, Any]], budget: Budget) -> list[dict[st
     for other in others:
         pairs = zip(entries[first]["growth"], entries[other]["growth"], strict=True)
         for ours, rivals in pairs:
+            if ours["adapt_ms"] is None or rivals["adapt_ms"] is None:
+                continue  # too slow to be timed
             size = f"{ours['support']} and {rivals['support']} support examples"
             if ours["support"] == rivals["support"]:
                 size = f"{ours['support']} support examples"
@@ -374,7 +400,8 @@ def table(entries: dict[str, dict[str, Any]], budget: Budget) -> str:
     def point(one: dict[str, Any], at: int) -> str:
         seconds, _, r = one["curve"][at]
         end = report.shown(r["ci95"], r["metric"])
-        return f"{report.shown(r['value'], r['metric'])} +- {end} ({seconds:.0f} s)"
+        value = report.shown(r["value"], r["metric"])
+        return f"{value} +- {end} ({seconds:.0f} s, {r['episodes']} tasks)"
 
     row("lines a user writes", lambda one: str(len(lines(one))))
     row("settings among them", lambda one: str(sum(" = " in line for line in lines(one))))
@@ -396,7 +423,8 @@ def table(entries: dict[str, dict[str, Any]], budget: Budget) -> str:
         if number >= len(SIZES):
             title = f"learn a task with answers of {one['length']} tokens"
         times = [each["growth"][number]["adapt_ms"] for each in entries.values()]
-        rows.append((title, *(f"{ms:.1f} ms" for ms in times)))
+        shown = ("too slow to time" if ms is None else f"{ms:.1f} ms" for ms in times)
+        rows.append((title, *shown))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(r, widths, strict=True)).rstrip()

@@ -69,7 +69,9 @@ def maml() -> Maml:
 
 
 def reptile(**settings: Any) -> Reptile:
-    return Reptile(model=mlp(), **{"inner_steps": 2, "inner_batch": 3, "inner_lr": 0.01, **settings})
+    return Reptile(
+        model=mlp(), **{"inner_steps": 2, "inner_batch": 3, "inner_lr": 0.01, **settings}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,17 @@ def test_mean_and_interval_are_numpys(tasks: FewShotTasks) -> None:
     assert (result.metric, result.episodes, result.split) == ("accuracy", 37, "meta_test")
 
 
+def test_scoring_ends_with_its_time_and_says_how_many_it_scored(tasks: FewShotTasks) -> None:
+    learner = learner_of(Mlp(6, 3, hidden=(8,)))
+    engine, params = Vectorised(learner), learner.init()
+    (short,) = evaluate(engine, params, tasks, episodes=50, at_once=5, seconds=0)
+    (same,) = evaluate(engine, params, tasks, episodes=10, at_once=5)
+    assert short.episodes == 10  # two blocks
+    assert (short.value, short.ci95) == (same.value, same.ci95)
+    (whole,) = evaluate(engine, params, tasks, episodes=50, at_once=5, seconds=600)
+    assert whole.episodes == 50
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_how_many_run_at_once_changes_nothing(at_once: int, tasks: FewShotTasks) -> None:
     double = replace(tasks.data, examples=tasks.data.examples.double())

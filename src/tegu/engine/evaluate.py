@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,7 @@ def evaluate(
     *,
     episodes: int = 1000,
     at_once: int = 100,
+    seconds: float = float("inf"),
     seed: int = 0,
     score: Score = accuracy,
     metric: str = "accuracy",
@@ -65,6 +67,8 @@ def evaluate(
         tasks: where episodes come from, normally of "meta_test".
         episodes: how many; an interval needs at least 2.
         at_once: how many run side by side; bounds the memory.
+        seconds: end after so much time, with as many episodes as were scored by then, 2
+            blocks of them at least; each result says how many. In one process only.
         seed: of the learner's own random numbers.
         score: of one episode's outputs and queries.
         metric: what the score is called.
@@ -80,6 +84,12 @@ def evaluate(
         raise InputError(
             f"{episodes} episodes", "at least 2", "Ask for 600 or more to get a useful interval."
         )
+    if ranks.world > 1 and seconds < float("inf"):
+        raise InputError(
+            f"an evaluation that ends after {seconds:g} seconds, over {ranks.world} processes",
+            "one process, or no such limit",
+            "Leave seconds out.",
+        )
     own = engine.learner
     learners = [replace(own, normalisation=name) for name in normalisations] or [own]
     # Tasks are learnt under running statistics where, and only where, queries are answered so.
@@ -93,7 +103,11 @@ def evaluate(
     own_scores: list[Tensor] = []  # of the first learner, for the progress
     # Whole batches go to ranks in turn, so that each has the size, and the bits, it has on one.
     at_once = min(at_once, -(-episodes // ranks.world))
+    began = time.monotonic()
     for start in range(ranks.rank * at_once, episodes, ranks.world * at_once):
+        if start > at_once and time.monotonic() - began >= seconds:
+            episodes, scores = start, scores[:, :start]
+            break
         index = torch.arange(start, min(start + at_once, episodes))
         batch = tasks.episodes(index)
         device = batch.support.x.device

@@ -24,7 +24,7 @@ def side_by_side(entries: dict[str, dict[str, Any]], path: Path, *, title: str) 
             values = [scale * result["value"] for _, _, result in one["curve"]]
             errors = [scale * result["ci95"] for _, _, result in one["curve"]]
             panels[0].errorbar([p[0] for p in one["curve"]], values, yerr=errors, **style)
-            first, *rest = one["growth"]
+            first, *rest = (g for g in one["growth"] if g["adapt_ms"] is not None)
             sizes = [first, *(g for g in rest if g["length"] == first["length"])]
             panels[1].plot([g["support"] for g in sizes], [g["adapt_ms"] for g in sizes], **style)
             if sequences:
