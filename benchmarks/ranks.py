@@ -1,0 +1,186 @@
+"""Do two processes learn what one does, how much faster, and what if some are killed?
+
+    python benchmarks/ranks.py --data-dir DATA
+
+Three questions, each answered by whole runs of `tegu train` that `torchrun` starts on this
+machine, every process with one thread:
+
+* how far apart are the weights that two processes and one end with, after the same updates
+  by plain gradient descent in fp32;
+* how many episodes a second do two processes learn, next to one, in turn;
+* does a run whose processes are killed five times, at moments drawn at random, end by itself
+  with the bits of a run that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from tegu import report
+from tegu.engine.evaluate import Result
+
+RECIPE = "reptile-omniglot-5way"
+KILLS = 5
+SGD = ("--set", "learner.inner_optimiser=sgd", "--set", "learner.inner_lr=0.01")
+
+
+def command(ranks: int, run: Path, words: list[str], *, restarts: int = 0) -> list[str]:
+    train = ["-m", "tegu", "train", RECIPE, "--run", str(run), "--json", *words]
+    if ranks == 1:
+        return [sys.executable, *train]
+    start = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    return [sys.executable, "-m", "torch.distributed.run", *start, *train]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def trained(ranks: int, run: Path, words: list[str]) -> float:
+    """Seconds of meta-training of one run."""
+    done = subprocess.run(
+        command(ranks, run, words), capture_output=True, text=True, env=environment()
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return float(json.loads(done.stdout)["seconds"])
+
+
+def apart(one: Path, other: Path) -> float:
+    """The largest difference of a number between two checkpoints."""
+    a, b = (load_file(run / "checkpoint.safetensors") for run in (one, other))
+    if a.keys() != b.keys():
+        raise SystemExit("the two runs hold different things")
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+def children(parent: int) -> list[int]:
+    """The processes that `torchrun` has started, its ranks."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [pid for pid in map(int, found) if b"tegu" in _words(pid)]
+
+
+def _words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def killed(run: Path, words: list[str], seed: int) -> int:
+    """Runs two ranks and kills one of them, time and again; how often it was done."""
+    draw, times = random.Random(seed), 0
+    process = subprocess.Popen(
+        command(2, run, words, restarts=2 * KILLS),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    checkpoint, before = run / "checkpoint.safetensors", 0.0
+    while process.poll() is None:
+        time.sleep(0.05)
+        # Once more work was kept than at the last kill, so that the run gets on.
+        kept = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+        if times == KILLS or kept <= before:
+            continue
+        time.sleep(draw.uniform(0, 2))
+        if ranks := children(process.pid):
+            before = time.time()
+            try:
+                os.kill(draw.choice(ranks), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            times += 1
+    if process.returncode:
+        raise SystemExit(f"the killed run ended with code {process.returncode}")
+    return times
+
+
+def figure(metric: str, value: float, count: int, learner: str) -> dict[str, object]:
+    found = Result(metric, value, 0.0, count, "meta_train", "none")
+    return report.cell(found, data="omniglot", learner=learner)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of data sets")
+    parser.add_argument("--iterations", type=int, default=60, help="of each timed run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ranks.json"))
+    arguments = parser.parse_args()
+    common = ["--data-dir", str(arguments.data_dir), "--set", "train.validate_every=0"]
+    began = time.monotonic()
+    cells: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+
+        words = [*common, *SGD, "--meta-iterations", "20"]
+        trained(1, place / "one", words)
+        trained(2, place / "two", words)
+        difference = apart(place / "one", place / "two")
+        print(f"apart after 20 updates: {difference:.1e}", flush=True)
+        cells.append(figure("largest difference, 2 and 1 ranks", difference, 20, "reptile"))
+
+        for meta_batch in (5, 8):
+            words = [*common, "--meta-iterations", str(arguments.iterations)]
+            words += ["--set", f"train.meta_batch={meta_batch}"]
+            pairs = []
+            for number in range(arguments.rounds + 1):
+                times = [
+                    trained(ranks, place / f"{meta_batch}-{ranks}-{number}", words)
+                    for ranks in (2, 1)
+                ]
+                if number:  # the first fills the caches
+                    pairs.append(times)
+            ratios = [one / two for two, one in pairs]
+            per = 1e3 / arguments.iterations
+            cells.append(
+                {
+                    "work": f"Reptile, Omniglot 5-way, meta-batch {meta_batch}, 2 ranks",
+                    "rival": "1 rank, 1 thread",
+                    "precision": "bf16",
+                    "ours_ms": per * statistics.median(two for two, _ in pairs),
+                    "rival_ms": per * statistics.median(one for _, one in pairs),
+                    "ratio": statistics.median(ratios),
+                    "ratio_min": min(ratios),
+                    "ratio_max": max(ratios),
+                    "share_of_limit": None,
+                }
+            )
+            print(report.table(cells[-1:]), flush=True)
+
+        words = [*common, "--meta-iterations", "400", "--set", "train.checkpoint_seconds=1"]
+        trained(2, place / "undisturbed", words)
+        times = killed(place / "killed", words, seed=0)
+        same = apart(place / "undisturbed", place / "killed") == 0
+        print(f"killed {times} times; the same bits: {same}", flush=True)
+        cells.append(figure("times killed", float(times), 1, "reptile"))
+        cells.append(figure("same bits as undisturbed", float(same), 1, "reptile"))
+    document = report.result_document(
+        name="ranks",
+        command="python benchmarks/ranks.py --data-dir DATA",
+        seed=0,
+        training={
+            "seconds": time.monotonic() - began,
+            "meta_iterations": None,
+            "peak_bytes": None,
+        },
+        cells=cells,
+    )
+    report.write_result(arguments.output, document)
+
+
+if __name__ == "__main__":
+    main()
