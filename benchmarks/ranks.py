@@ -37,11 +37,11 @@ SGD = ("--set", "learner.inner_optimiser=sgd", "--set", "learner.inner_lr=0.01")
 
 
 def command(ranks: int, run: Path, words: list[str], *, restarts: int = 0) -> list[str]:
-    train = ["-m", "tegu", "train", RECIPE, "--run", str(run), "--json", *words]
+    train = ["tegu", "train", RECIPE, "--run", str(run), "--json", *words]
     if ranks == 1:
-        return [sys.executable, *train]
+        return [sys.executable, "-m", *train]
     start = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    return [sys.executable, "-m", "torch.distributed.run", *start, *train]
+    return [sys.executable, "-m", "torch.distributed.run", *start, "-m", "--", *train]
 
 
 def environment() -> dict[str, str]:

@@ -44,7 +44,7 @@ examples:
 
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
-`torchrun --nproc-per-node N -m tegu ...` splits train, evaluate and reproduce over N processes.
+`torchrun --nproc-per-node N -m -- tegu ...` splits train, evaluate and reproduce over N processes.
 Exit codes: 0 done, 2 bad input, 130 or 143 stopped and ready to be resumed.
 """
 
@@ -346,7 +346,7 @@ def _resuming(arguments: argparse.Namespace) -> str:
     if arguments.command == "quickstart" and not any(w.startswith("--run") for w in words):
         words += ["--run", str(arguments.run)]
     if "RANK" in os.environ:
-        words = ["torchrun", "OPTIONS", "-m", *words]
+        words = ["torchrun", "OPTIONS", "-m", "--", *words]
     return shlex.join(words if arguments.resume else [*words, "--resume"])
 
 

@@ -15,7 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,11 +26,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed import HashStore
 
 from tegu import keys, recipes
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
-from tegu.engine.distribute import ALONE, Meeting, Ranks, joined, surroundings
+from tegu.engine.distribute import ALONE, Meeting, Ranks, joined, name_of_start, surroundings
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Interrupted, Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, map_tensors
@@ -150,7 +154,7 @@ def from_recipe(ranks: Ranks, name: str) -> Found:
 
 def protonet(ranks: Ranks) -> Found:
     torch.manual_seed(0)
-    learner = ProtoNet(model=Conv4(1, 0, width=4, image=8).double(), normalisation="running")
+    learner = ProtoNet(model=Conv4(0, size=8, width=4).double(), normalisation="running")
     return trained(ranks, learner, FewShotTasks(data(1, 8, 8), 3, 2, 2), 5)
 
 
@@ -170,7 +174,7 @@ def gathered(ranks: Ranks) -> Found:
     """States of every kind, in the order of the tasks."""
     own = torch.arange(5)[ranks.part(5)]
     state = {
-        "weights": own[:, None] * torch.tensor([1.5, -0.0, math.inf]),
+        "weights": (own[:, None] + 1) * torch.tensor([1.5, -0.0, math.inf]),
         "support": (own[:, None, None] > torch.ones(2, 3, dtype=torch.long), own.double() / 3),
         "nothing": torch.zeros(len(own), 0),
         "count": own * (1 << 60),
@@ -413,6 +417,25 @@ def test_surroundings_that_make_no_sense(
         surroundings()
 
 
+def test_each_start_has_a_name_of_its_own() -> None:
+    """Over one store, in which each start finds what the one before has left."""
+    store, names = HashStore(), set()
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(20):
+            told = list(pool.map(lambda rank: name_of_start(store, rank, 3), range(3)))
+            assert len(set(told)) == 1
+            names.add(told[0])
+    assert len(names) == 20
+
+
+def test_a_process_that_does_not_come() -> None:
+    store = HashStore()
+    store.set("here/1", "of a dead process")
+    store.set_timeout(timedelta(seconds=0.1))
+    with pytest.raises(RuntimeError, match="process 1 of 2 has not come"):
+        name_of_start(store, 0, 2)
+
+
 def test_one_process_has_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
@@ -428,35 +451,41 @@ WORDS = (
 )
 
 
-def start(folder: Path, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+@contextmanager
+def started(folder: Path, *words: str, restarts: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks, and none of them left behind whatever happens."""
     options = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tegu", *words],
+    with subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *options, "-m", "--", "tegu", *words],
         cwd=folder,
         env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
     words = [*WORDS, "--meta-iterations", "200"]
-    calm = start(tmp_path, *words, "--run", "calm")
-    out, err = calm.communicate(timeout=300)
+    with started(tmp_path, *words, "--run", "calm") as calm:
+        out, err = calm.communicate(timeout=120)
     assert calm.returncode == 0, err
     assert json.loads(out)["meta_iterations"] == 200  # one of the two has printed
 
-    rough = start(tmp_path, *words, "--run", "rough", restarts=3)
     checkpoint = tmp_path / "rough/checkpoint.safetensors"
-    while not checkpoint.exists():
-        assert rough.poll() is None
-        time.sleep(0.02)
-    ranks = Path(f"/proc/{rough.pid}/task/{rough.pid}/children").read_text().split()
-    os.kill(int(ranks[-1]), signal.SIGKILL)
-    before = load_checkpoint(checkpoint).iteration
-    _, err = rough.communicate(timeout=300)
+    with started(tmp_path, *words, "--run", "rough", restarts=3) as rough:
+        while not checkpoint.exists():
+            assert rough.poll() is None
+            time.sleep(0.02)
+        ranks = Path(f"/proc/{rough.pid}/task/{rough.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        before = load_checkpoint(checkpoint).iteration
+        _, err = rough.communicate(timeout=120)
     assert rough.returncode == 0, err
     assert before < 200, "it was killed too late to show anything"
     one, other = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("calm", "rough"))
@@ -469,8 +498,8 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(tmp_path: Path) -> N
 
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:
-    process = start(tmp_path, *WORDS, "--set", "learner.inner_lr=fast")
-    _, err = process.communicate(timeout=300)
+    with started(tmp_path, *WORDS, "--set", "learner.inner_lr=fast") as process:
+        _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert err.count("what to do:") == 1
 

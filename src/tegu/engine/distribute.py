@@ -15,6 +15,8 @@ import json
 import math
 import os
 import socket
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -328,6 +330,38 @@ def _job() -> str:
     return name
 
 
+def name_of_start(store: Any, rank: int, world: int) -> str:
+    """A name that the processes of this start agree on, and those of no start before knew.
+
+    `torchrun` keeps one store while it restarts, where a process would find the address of a
+    dead one and wait for it (torch 2.13; pytorch issue 135712 tells of the like).
+
+    Args:
+        store: that of `torch.distributed`, shared by all ranks.
+        rank: of this process.
+        world: how many there are.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"here/{rank}", own)
+        name: str = store.get(f"welcome/{own}").decode()
+        store.set(f"heard/{name}/{own}", "")
+        return name
+    end = time.monotonic() + store.timeout.total_seconds()
+    for other in range(1, world):
+        welcomed = ""
+        while not (welcomed and store.check([f"heard/{own}/{welcomed}"])):
+            there: str = store.get(f"here/{other}").decode()  # may be that of a dead process
+            if there != welcomed:
+                welcomed = there
+                store.set(f"welcome/{there}", own)
+            elif time.monotonic() > end:
+                raise RuntimeError(f"process {other} of {world} has not come")
+            else:
+                time.sleep(0.005)
+    return own
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, able to exchange tensors; or this process alone.
@@ -341,7 +375,14 @@ def joined() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
-    _exchange(lambda: dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo"))
+
+    def meet() -> None:
+        store, rank, world = next(dist.rendezvous("env://"))
+        own = dist.PrefixStore(name_of_start(store, rank, world), store)
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world)
+
+    _exchange(meet)
     yield ranks
     dist.destroy_process_group()  # not after an error: it might wait for ranks that are gone
 

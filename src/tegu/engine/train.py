@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -293,7 +294,7 @@ def meta_train(
     def begin() -> tuple[list[Any], tuple[Params, ...]]:
         saved = run.open(resume=resume) if run else None
         if not (run and saved):
-            return [0, 0.0], start
+            return [0, 0.0, []], start
         if saved.recipe != run.digest():
             raise InputError(
                 f"{run.checkpoint} belongs to other settings",
@@ -301,9 +302,10 @@ def meta_train(
                 "Choose another folder.",
             )
         spent = float(saved.notes.get("seconds", 0.0))
-        return [saved.iteration, spent], (saved.params, saved.outer)
+        unreported = [float(loss) for loss in saved.notes.get("losses", [])]
+        return [saved.iteration, spent, unreported], (saved.params, saved.outer)
 
-    (first, seconds), found = ranks.from_first(begin)
+    (first, seconds, before), found = ranks.from_first(begin)
     params, outer = ({k: v.to(some.device) for k, v in one.items()} for one in found)
     if not ranks.first:
         run = progress = None
@@ -312,6 +314,10 @@ def meta_train(
         return params, report  # resumed at its end, which may be one of time
     started, kept = time.monotonic() - seconds, time.monotonic()
     losses: list[Tensor] = []
+
+    def unreported() -> list[float]:
+        """Losses since the last report, those before the run was resumed among them."""
+        return [*before, *(torch.stack(losses).tolist() if losses else [])]
 
     def keep() -> None:
         bad = [k for k, v in params.items() if not bool(v.isfinite().all())]
@@ -333,7 +339,7 @@ def meta_train(
                     report.iteration,
                     settings.seed,
                     run.digest(),
-                    {"seconds": time.monotonic() - started},
+                    {"seconds": time.monotonic() - started, "losses": unreported()},
                 ),
             )
 
@@ -365,14 +371,15 @@ def meta_train(
             report.iteration = iteration + 1
             last = settings.done(report.iteration, report.seconds) >= 1
             every = settings.validate_every
-            if validate and every and (report.iteration % every == 0 or last):
+            noted = last or bool(every and report.iteration % every == 0)
+            if validate and every and noted:
                 paused = time.monotonic()
                 with part("validation"):
                     report.validation = validate(params)
                 started += time.monotonic() - paused
-            if len(losses) >= BLOCK or last or (every and report.iteration % every == 0):
-                report.loss = float(torch.stack(losses).mean())
-                if not torch.isfinite(torch.tensor(report.loss)):
+            if noted or len(before) + len(losses) >= BLOCK:
+                report.loss = statistics.fmean(unreported())
+                if not math.isfinite(report.loss):
                     raise shared(
                         InputError(
                             f"the training loss is {report.loss} at iteration {report.iteration}",
@@ -380,10 +387,10 @@ def meta_train(
                             "Lower inner_lr or outer_lr, or look for bad values in the data.",
                         )
                     )
-                losses = []
+                before, losses = [], []
                 if progress:
                     progress(report)
-                if run and every and (report.iteration % every == 0 or last):
+                if run and every and noted:
                     run.log(
                         iteration=report.iteration,
                         loss=report.loss,
