@@ -373,12 +373,14 @@ def joined() -> Iterator[Ranks]:
         yield ranks
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
 
     def meet() -> None:
-        store, rank, world = next(dist.rendezvous("env://"))
-        own = dist.PrefixStore(name_of_start(store, rank, world), store)
+        store, rank, world = next(rendezvous("env://"))
+        own = PrefixStore(name_of_start(store, rank, world), store)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=own, rank=rank, world_size=world)
 
