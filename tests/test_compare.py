@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tegu import compare, recipes
+from tegu import compare, recipes, report
 from tegu.cli import main
 from tegu.compare import Budget, common, run, written
 from tegu.errors import InputError
@@ -84,7 +84,9 @@ def test_the_document_of_two_learners(here: list[str], tmp_path: Path) -> None:
     assert len(timings) == 4
     ours, rivals = (entries[n]["growth"][1]["adapt_ms"] for n in ("reptile", "protonet"))
     assert timings[2]["ratio"] == rivals / ours
-    assert compare.table(entries, SHORT).splitlines()[0].split() == ["reptile", "protonet"]
+    assert document["table"] == compare.rows(entries, SHORT)
+    assert document["table"][0] == ["", "reptile", "protonet"]
+    assert "| lines a user writes |" in report.markdown_table(document)
     run(["reptile", "protonet"], "glyphs", SHORT, tmp_path)
     assert len(here) == 2, "finished entries are not run again"
     run(["reptile", "protonet"], "glyphs", Budget(seconds=0.06, episodes=2), tmp_path)
@@ -101,7 +103,7 @@ def test_what_would_take_too_long_is_left_out(here: list[str], tmp_path: Path) -
     _, entries = run(["reptile", "protonet"], "glyphs", SHORT, tmp_path)
     entries["reptile"]["growth"][1] |= {"adapt_ms": None, "answer_ms": None}
     assert len(compare._timings(entries, SHORT)) == 2
-    assert "too slow to time" in compare.table(entries, SHORT)
+    assert any("too slow to time" in row for row in compare.rows(entries, SHORT))
     side_by_side(entries, tmp_path / "picture.png", title="one left out")
 
 

@@ -252,7 +252,8 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
     report.write_result(output, document)
     picture = folder / f"{data}-{'-'.join(names)}.png"
     draw.side_by_side(entries, picture, title=f"{' and '.join(names)} on {data}")
-    text = [compare.table(entries, budget), *_listed([picture]), f"result: {output}"]
+    header, *rows = document["table"]
+    text = [report.aligned(header, rows), *_listed([picture]), f"result: {output}"]
     return document, "\n".join(text)
 
 

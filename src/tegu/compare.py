@@ -327,7 +327,7 @@ def run(
         },
         cells=_figures(entries, data, budget) + _timings(entries, budget),
     )
-    return document, entries
+    return {**document, "table": rows(entries, budget)}, entries
 
 
 def _figures(entries: dict[str, dict[str, Any]], data: str, budget: Budget) -> list[dict[str, Any]]:
@@ -387,12 +387,12 @@ def _timings(entries: dict[str, dict[str, Any]], budget: Budget) -> list[dict[st
     return cells
 
 
-def table(entries: dict[str, dict[str, Any]], budget: Budget) -> str:
-    """What people read: a row for each question, a column for each learner."""
-    rows: list[tuple[str, ...]] = [("", *entries)]
+def rows(entries: dict[str, dict[str, Any]], budget: Budget) -> list[list[str]]:
+    """What people read: a row for each question, a column for each learner, a header first."""
+    found: list[list[str]] = [["", *entries]]
 
     def row(title: str, told: Callable[[dict[str, Any]], str]) -> None:
-        rows.append((title, *(told(one) for one in entries.values())))
+        found.append([title, *(told(one) for one in entries.values())])
 
     def lines(one: dict[str, Any]) -> list[str]:
         return [line for line in one["recipe"].splitlines() if line]
@@ -424,9 +424,5 @@ def table(entries: dict[str, dict[str, Any]], budget: Budget) -> str:
             title = f"learn a task with answers of {one['length']} tokens"
         times = [each["growth"][number]["adapt_ms"] for each in entries.values()]
         shown = ("too slow to time" if ms is None else f"{ms:.1f} ms" for ms in times)
-        rows.append((title, *shown))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(r, widths, strict=True)).rstrip()
-        for r in rows
-    )
+        found.append([title, *shown])
+    return found

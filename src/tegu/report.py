@@ -137,10 +137,18 @@ def write_result(path: Path, document: dict[str, Any]) -> None:
 def check(document: dict[str, Any]) -> None:
     """Refuses a document that is not of the form every reader expects.
 
+    It may bring, as `table`, rows of text that show its figures better than a row for each.
+
     Raises:
         InputError: which key or figure is wrong, and what it should be.
     """
-    _exactly(document, DOCUMENT, "the document")
+    _exactly({k: v for k, v in document.items() if k != "table"}, DOCUMENT, "the document")
+    if len({len(row) for row in document.get("table", [[]])}) != 1:
+        raise InputError(
+            f"the table of '{document['name']}' has rows of different length",
+            "as many texts in each row as in the first",
+            "Mend the table.",
+        )
     _exactly(document["training"], TRAINING, "its training")
     if not document["cells"]:
         raise InputError(
@@ -322,9 +330,13 @@ def profile_document(watch: Watch) -> dict[str, Any]:
 
 
 def markdown_table(document: dict[str, Any]) -> str:
-    """The table of a result document for the documents, with its origin under it."""
+    """The table of a result document for the documents, with its origin under it.
+
+    A document that brings a table of its own, header first, gets that one.
+    """
     check(document)
-    header, rows = _rows(document["cells"])
+    own: list[list[str]] = document.get("table", [])
+    header, rows = (own[0], own[1:]) if own else _rows(document["cells"])
     lines = [header, ["---"] * len(header), *rows]
     body = ["| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines]
     machine = document["hardware"]
