@@ -10,6 +10,8 @@ Tasks of training come from one alphabet each, a turned alphabet being another o
 images are turned, sheared and shifted at random. At test time each run is learnt and answered
 `--views` times under such changes, and the probabilities are averaged; `--views 0` leaves the
 images alone. An interval is that of the mean over training seeds.
+
+Trainings are kept under --run: one that was stopped goes on, and a finished one is not done again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from torch import Tensor
 from tegu import keys, recipes, report
 from tegu.datasets import ClassDataset, load_lake_runs, load_omniglot
 from tegu.datasets.augment import affine
-from tegu.engine.train import Settings, meta_train
+from tegu.engine.train import Run, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.inner import Params
@@ -136,7 +138,13 @@ def trained(
                 f"  {progress.iteration:,} {progress.loss:.3f} {progress.seconds:.0f} s", flush=True
             )
 
-    params, last = meta_train(engine, tasks, settings, progress=told)
+    asked = ("seconds", "width", "meta_batch", "precision", "compile")
+    recipe = {key: getattr(arguments, key) for key in asked}
+    run = Run(
+        arguments.run / f"{name}-{which}-{seed}",
+        {"learner": name, "set": which, "seed": seed, **recipe},
+    )
+    params, last = meta_train(engine, tasks, settings, run=run, resume=True, progress=told)
     return learner, params, last.seconds
 
 
@@ -160,6 +168,7 @@ def cell(name: str, which: str, values: list[float], views: int) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--run", type=Path, default=Path("runs/lake"), help="folder of trainings")
     parser.add_argument("--learner", action="append", default=[], help="default: protonet")
     parser.add_argument("--set", action="append", default=[], choices=SETS, help="default: all")
     parser.add_argument("--seeds", type=int, default=5)
@@ -197,7 +206,7 @@ def main() -> None:
     options += [f"--set {name}" for name in arguments.set]
     document = report.result_document(
         name="lake-challenge",
-        command=f"python benchmarks/lake.py --data-dir DATA {' '.join(options)}",
+        command=f"python benchmarks/lake.py --data-dir DATA --run RUNS {' '.join(options)}",
         seed=0,
         training={
             "seconds": round(seconds, 1),

@@ -107,8 +107,9 @@ def reproduce(
         name=name,
         command=f"tegu reproduce {arguments.recipe}{_settings(arguments)}",
         seed=job.recipe.train.seed,
-        training={**_training(last), **({"ranks": ranks.world} if ranks.world > 1 else {})},
+        training=_training(last),
         cells=cells,
+        processes=ranks.world,
     )
     if ranks.first:
         report.write_result(output, document)

@@ -99,7 +99,13 @@ def cell(
 
 
 def result_document(
-    *, name: str, command: str, seed: int, training: dict[str, Any], cells: list[dict[str, Any]]
+    *,
+    name: str,
+    command: str,
+    seed: int,
+    training: dict[str, Any],
+    cells: list[dict[str, Any]],
+    processes: int = 1,
 ) -> dict[str, Any]:
     """A result with all that it takes to get it again.
 
@@ -109,6 +115,7 @@ def result_document(
         seed: of the run.
         training: `seconds`, `meta_iterations` and `peak_bytes`; None where unknown.
         cells: figures, as `cell` makes them, or timings.
+        processes: that shared the work, each with the threads that are told.
 
     Raises:
         InputError: a key is missing or unknown, a cell has no finite figure, or
@@ -120,7 +127,7 @@ def result_document(
         "commit": commit(),
         "seed": seed,
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": hardware() | ({"processes": processes} if processes > 1 else {}),
         "training": training,
         "cells": cells,
     }

@@ -497,6 +497,20 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(tmp_path: Path) -> N
     assert rows[0] == rows[1]
 
 
+def test_a_whole_recipe_by_two(tmp_path: Path) -> None:
+    few = ("train.meta_iterations=4", "train.validate_every=2", "evaluate.episodes=6")
+    words = [word for one in few for word in ("--set", one)]
+    with started(
+        tmp_path, "reproduce", "maml-sinusoids", *words, "--json", "--output", "result.json"
+    ) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert json.loads((tmp_path / "result.json").read_text()) == document
+    assert document["hardware"]["processes"] == 2
+    assert document["cells"][0]["episodes"] == 6
+
+
 def test_bad_input_is_told_once(tmp_path: Path) -> None:
     with started(tmp_path, *WORDS, "--set", "learner.inner_lr=fast") as process:
         _, err = process.communicate(timeout=120)
