@@ -22,6 +22,7 @@ COMMANDS = {
     "reproduce": "train and evaluate a published result",
     "leaderboard": "compare all learners at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
+    "bench": "measure which way of running a recipe is fastest on this machine",
     "causal": "what causes what among the columns of your file, and how sure that is",
     "pack": "write a folder of your images as files that train fast and need no memory",
     "recipes": "list the recipes, or show one",
@@ -37,6 +38,7 @@ examples:
   tegu evaluate runs/mine --episodes 2000 --json
   tegu reproduce reptile-omniglot-5way
   tegu leaderboard --data glyphs --seconds 60
+  tegu bench reptile-omniglot-5way --data-dir ~/data
   tegu causal mine.csv --environment site
   tegu causal many-columns.csv --environment treatment --baseline none
   tegu train --learner protonet --data folder --set data.path=photos --run runs/photos
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--json", action="store_true", help="print one JSON document on standard output"
         )
-    for name in ("quickstart", "train", "reproduce", "evaluate"):
+    for name in ("quickstart", "train", "reproduce", "evaluate", "bench"):
         one = made[name]
         one.add_argument(
             "--set",
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = made["evaluate"]
     evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
+    _bench(made["bench"])
     _leaderboard(made["leaderboard"])
     _compare(made["compare"])
     _causal(made["causal"])
@@ -139,6 +142,20 @@ def _parser() -> argparse.ArgumentParser:
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
+
+
+def _bench(one: argparse.ArgumentParser) -> None:
+    one.add_argument(
+        "recipe",
+        nargs="?",
+        default="reptile-glyphs",
+        metavar="RECIPE",
+        help="name, or a TOML file (default: reptile-glyphs, which needs no data)",
+    )
+    _defaulted(one, ("--seconds", float, 20.0, "of timing, about"))
+    one.add_argument(
+        "--output", type=Path, metavar="FILE", help="result file (default: none is written)"
+    )
 
 
 def _leaderboard(one: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tegu import compare, recipes, report
+from tegu import bench, compare, recipes, report
 from tegu import leaderboard as board
 from tegu import pictures as draw
 from tegu.causal import UPDATES, find_direction
@@ -255,6 +255,36 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
     draw.side_by_side(entries, picture, title=f"{' and '.join(names)} on {data}")
     header, *rows = document["table"]
     text = [report.aligned(header, rows), *_listed([picture]), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def bench_recipe(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Every way of running a recipe, timed in turn on this machine."""
+    if arguments.output:
+        _check_output(arguments.output)
+    if not 0 < arguments.seconds < math.inf:
+        raise InputError(
+            f"--seconds {arguments.seconds}", "a number above 0", "Write --seconds 20."
+        )
+    job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
+    job.check()
+    with bar("bench", len(bench.WAYS), unit="ways") as tell:
+        found = bench.measure(
+            job,
+            seconds=arguments.seconds,
+            progress=lambda done, _total, note: tell(done, note),
+        )
+    document = bench.document(
+        job, found, command=f"tegu bench {arguments.recipe}{_settings(arguments)}"
+    )
+    header, *rows = document["table"]
+    text = [f"{job.recipe.name}, one meta-iteration:", report.aligned(header, rows)]
+    for precision in ("fp32", "bf16"):
+        if way := bench.fastest(found, precision):
+            text.append(f"fastest in {precision}: {way.settings}")
+    if arguments.output:
+        report.write_result(arguments.output, document)
+        text.append(f"result: {arguments.output}")
     return document, "\n".join(text)
 
 
@@ -794,6 +824,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "reproduce": reproduce,
     "leaderboard": leaderboard,
     "compare": compare_learners,
+    "bench": bench_recipe,
     "causal": causal,
     "pack": pack,
     "recipes": list_recipes,

@@ -188,7 +188,7 @@ class Run:
     def _sign(self, mark: Path) -> None:
         if self.job:
             write_atomically(mark, self.job.encode())
-        else:
+        elif mark.exists():
             mark.unlink(missing_ok=True)
 
     def _check_is_mine(self, file: Path) -> None:
