@@ -168,7 +168,7 @@ CASES = {
     "command": Case(
         "trian reptile-glyphs",
         "unknown command 'trian'",
-        "one of causal, compare, evaluate, info, leaderboard, pack, quickstart, recipes, reproduce",
+        "one of bench, causal, compare, evaluate, info, leaderboard, pack, quickstart",
         "Did you mean 'train'?",
     ),
     "option": Case(

@@ -272,6 +272,7 @@ def bench_recipe(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
         found = bench.measure(
             job,
             seconds=arguments.seconds,
+            ways=bench.WAYS,
             progress=lambda done, _total, note: tell(done, note),
         )
     document = bench.document(

@@ -1,0 +1,261 @@
+"""How this machine runs a recipe fastest: every way of running it, in turn, on the same tasks.
+
+The way that all others are compared with is what a plain loop does: task after task, nothing
+compiled, fp32. Before a way is timed, its update is held against that loop's in float64: a
+fast wrong answer wins nothing. Compiling takes time too, which is told with the number of
+meta-iterations after which it has repaid itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu import keys, report, timing
+from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
+from tegu.episodes import Episode
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.job import Job
+
+# How far an update may be from the loop's in float64, as a share of its length.
+MOST = {"fp32": 1e-2, "bf16": 0.25}
+BATCHES = 4  # meta-batches, drawn before anything is timed
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running a meta-batch.
+
+    Args:
+        name: for people.
+        vectorise: "loop" or "vmap".
+        compile: whether the inner step, or the outer gradient, is compiled.
+        precision: "fp32" or "bf16".
+    """
+
+    name: str
+    vectorise: str
+    compile: bool
+    precision: str
+
+    @property
+    def settings(self) -> str:
+        """The options that choose this way."""
+        compiled = "on" if self.compile else "off"
+        return (
+            f"--set engine.vectorise={self.vectorise} --set engine.compile={compiled} "
+            f"--set engine.precision={self.precision}"
+        )
+
+
+WAYS = (
+    Way("task after task", "loop", False, "fp32"),
+    Way("many at once", "vmap", False, "fp32"),
+    Way("many at once, compiled", "vmap", True, "fp32"),
+    Way("many at once", "vmap", False, "bf16"),
+    Way("many at once, compiled", "vmap", True, "bf16"),
+)
+HEADER = [
+    "way",
+    "precision",
+    "ms",
+    "times as fast",
+    "share of limit",
+    "begins after",
+    "repaid after",
+]
+
+
+@dataclass
+class Found:
+    """What is known of a way.
+
+    Args:
+        way: which.
+        act: one meta-iteration on the meta-batch of a number.
+        begins: seconds of its first meta-iteration, compiling included.
+        distance: of its update from the loop's in float64, as a share of its length.
+        why_not: why it is not timed, if it is not.
+        times: seconds of a meta-iteration, a number a round.
+    """
+
+    way: Way
+    act: Callable[[int], Any]
+    begins: float = math.nan
+    distance: float = math.nan
+    why_not: str = ""
+    times: tuple[float, ...] = ()
+
+
+def measure(
+    job: Job,
+    *,
+    seconds: float = 20.0,
+    rounds: int = 50,
+    ways: tuple[Way, ...] = WAYS,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[Found]:
+    """Times one meta-iteration of a recipe in every way that gets it right.
+
+    Args:
+        job: the recipe.
+        seconds: of timing, about; at least three rounds of all ways.
+        rounds: at most; each way takes its turn in a round.
+        ways: the first is what the others are compared with.
+        progress: told how many of how many ways are ready to be timed, and which.
+    """
+    device, size = torch.device(job.recipe.engine.device), job.recipe.train.meta_batch
+    tasks, learner = job.training_tasks(), job.learner
+    drawn: list[tuple[Episode, Tensor]] = []
+    for number in range(BATCHES):
+        index = torch.arange(number * size, (number + 1) * size)
+        at = keys.fold(keys.key(job.recipe.train.seed, "bench"), index).to(device)
+        drawn.append((tasks.episodes(index), at))
+    params = {k: v.to(device) for k, v in learner.init().items()}
+    rate = job.recipe.train.outer_lr
+
+    def update(engine: Vectorised, start: Params, episodes: Episode, at: Tensor) -> Params:
+        """What an outer update changes: the gradient, or the step of the learner's own rule."""
+        if learner.outer_update is None:
+            return engine.outer_gradient(start, episodes, at)[0]
+        moved = engine.outer_step(start, episodes, at, outer_lr=rate)[0]
+        return {name: moved[name] - start[name] for name in start}
+
+    exact = update(Vectorised(learner, vectorise="loop"), *_double(params, *drawn[0]))
+    found = []
+    for number, way in enumerate(ways):
+        engine = Vectorised(
+            learner, vectorise=way.vectorise, compile=way.compile, precision=way.precision
+        )
+        one = Found(way, _training(engine, params, drawn, rate))
+        found.append(one)
+        if way.compile and not can_compile():
+            one.why_not = "no C++ compiler"
+            continue
+        began = time.perf_counter()
+        try:
+            got = update(engine, params, *drawn[0])
+        except InputError as refused:
+            one.why_not = refused.given
+            continue
+        except RuntimeError as failure:  # of vmap: control flow that depends on data, say
+            one.why_not = str(failure).strip().splitlines()[0]
+            continue
+        one.begins = time.perf_counter() - began
+        one.distance = timing.apart([got[k] for k in exact], list(exact.values()))
+        if not one.distance <= MOST[way.precision]:
+            one.why_not = f"{one.distance:.1e} of its length away from float64"
+        if progress:
+            progress(number + 1, len(ways), f"{way.name}, {way.precision}")
+    _time([one for one in found if not one.why_not], seconds, rounds, device)
+    return found
+
+
+def _double(params: Params, episodes: Episode, at: Tensor) -> tuple[Params, Episode, Tensor]:
+    def one(x: Tensor) -> Tensor:
+        return x.double() if x.is_floating_point() else x
+
+    return map_tensors(one, params), map_tensors(one, episodes), at
+
+
+def _training(
+    engine: Vectorised, params: Params, drawn: list[tuple[Episode, Tensor]], rate: float
+) -> Callable[[int], Any]:
+    outer = engine.outer_state(params)
+
+    def act(i: int) -> None:
+        nonlocal params, outer
+        episodes, at = drawn[i % len(drawn)]
+        params, outer, _ = engine.update(params, outer, episodes, at, outer_lr=rate)
+
+    return act
+
+
+def _time(found: list[Found], seconds: float, rounds: int, device: torch.device) -> None:
+    if not found:
+        return
+    began = time.monotonic()
+    done = 0
+
+    def enough() -> bool:
+        nonlocal done
+        done += 1
+        return done >= 3 and time.monotonic() - began >= seconds
+
+    times = timing.in_turn([one.act for one in found], rounds=rounds, device=device, enough=enough)
+    for one, own in zip(found, times, strict=True):
+        one.times = tuple(own)
+
+
+def document(job: Job, found: list[Found], *, command: str) -> dict[str, Any]:
+    """The result of `measure`, with a table for people.
+
+    Raises:
+        InputError: not one way got the update right.
+    """
+    timed = [one for one in found if one.times]
+    if not timed:
+        raise InputError(
+            f"{job.recipe.name}: {'; '.join(one.why_not for one in found)}",
+            "a way of running it that gives the update of the loop in float64",
+            "Look for what is random in the model, or not differentiable.",
+        )
+    device, first = torch.device(job.recipe.engine.device), timed[0]
+    limits = {name: timing.limit(name, device) for name in timing.DTYPES}
+    flops = timing.operations(lambda: first.act(0))
+    work, cells, rows = f"{job.recipe.name}, a meta-iteration", [], [HEADER]
+    for one in found:
+        way = one.way
+        if not one.times:
+            rows.append([way.name, way.precision, one.why_not, *[""] * (len(HEADER) - 3)])
+            continue
+        cell = timing.cell(
+            f"{work}, {way.name}",
+            f"{first.way.name}, {first.way.precision}",
+            way.precision,
+            one.times,
+            first.times,
+            share=flops / limits[way.precision] / _median(one),
+        )
+        cells.append(cell)
+        saved = 1e-3 * (cell["rival_ms"] - cell["ours_ms"])
+        cost = one.begins - first.begins
+        repaid = (
+            "at once" if cost <= 0 else f"{math.ceil(cost / saved):,}" if saved > 0 else "never"
+        )
+        rows.append(
+            [
+                way.name,
+                way.precision,
+                f"{cell['ours_ms']:.3g}",
+                f"{cell['ratio']:.2f} ({cell['ratio_min']:.2f} to {cell['ratio_max']:.2f})",
+                f"{100 * cell['share_of_limit']:.0f} %",
+                f"{one.begins:.1f} s",
+                "" if one is first else "at once" if cost <= 0 else repaid,
+            ]
+        )
+    made = report.result_document(
+        name=f"bench-{job.recipe.name}",
+        command=command,
+        seed=job.recipe.train.seed,
+        training={"seconds": None, "meta_iterations": None, "peak_bytes": report.peak_bytes()},
+        cells=cells,
+    )
+    return {**made, "table": rows}
+
+
+def fastest(found: list[Found], precision: str) -> Way | None:
+    """The fastest of the ways that were timed in this precision."""
+    timed = [one for one in found if one.times and one.way.precision == precision]
+    return min(timed, key=_median).way if timed else None
+
+
+def _median(one: Found) -> float:
+    return sorted(one.times)[len(one.times) // 2]
