@@ -60,7 +60,7 @@ def _name(cell: dict[str, Any]) -> Any:
     if "metric" in cell:
         return json.dumps(cell["protocol"])
     # An absent rival's row makes room for the rival's own.
-    rival = cell["rival"].partition(":")[0]
+    rival = (cell["rival"] or "").partition(":")[0]
     return cell["work"], cell["precision"], rival
 
 

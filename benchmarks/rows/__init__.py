@@ -1,6 +1,6 @@
 """The rows of the speed benchmark, by name; each yields contests, checked before they are timed."""
 
-from rows import maml, reptile
+from rows import maml, metric, reptile, sampling
 from rows.contest import Row
 
 ROWS: dict[str, Row] = {
@@ -9,4 +9,8 @@ ROWS: dict[str, Row] = {
     "maml": maml.omniglot,
     "reptile": reptile.training,
     "test-tasks": reptile.testing,
+    "protonet": metric.protonet,
+    "transductive": metric.transductive,
+    "sampling": sampling.sampling,
+    "one-task": sampling.one_task,
 }

@@ -64,7 +64,8 @@ def install(folder: Path) -> Path:
 
 def have(name: str) -> bool:
     """Whether a rival is there; a plain loop always is."""
-    return name not in ADAPTERS_OF or importlib.util.find_spec(name) is not None
+    there = name in sys.modules or importlib.util.find_spec(name) is not None
+    return name not in ADAPTERS_OF or there
 
 
 ADAPTERS_OF = ("learn2learn", "higher", "torchopt", "easyfsl")
@@ -73,10 +74,15 @@ ADAPTERS_OF = ("learn2learn", "higher", "torchopt", "easyfsl")
 def module(name: str) -> Any:
     """A module of a rival, without what the packages around it import."""
     package, *inner = name.split(".")[:-1]
-    found = importlib.util.find_spec(package)
-    if found is None or found.submodule_search_locations is None:
-        raise ModuleNotFoundError(package)
-    folder, path = Path(found.submodule_search_locations[0]), package
+    shells = sys.modules.get(package)
+    if shells is None:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.submodule_search_locations is None:
+            raise ModuleNotFoundError(package)
+        places = spec.submodule_search_locations
+    else:
+        places = shells.__path__
+    folder, path = Path(next(iter(places))), package
     for part in ("", *inner):
         if part:
             folder, path = folder / part, f"{path}.{part}"

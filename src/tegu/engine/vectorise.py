@@ -243,7 +243,7 @@ class Vectorised:
     ) -> State:
         """Learn T tasks: the state that each ends with, stacked."""
         state: State = self._either(
-            self._adapt_vmap, self._adapt_loop, params, support, keys, training
+            self._adapt_vmap, self._adapt_loop, params, support, keys, training, tasks=len(keys)
         )
         return state
 
@@ -290,7 +290,9 @@ class Vectorised:
             return torch.stack(rows)
 
         with torch.no_grad(), _precision(self.precision, query.x.device):
-            out: Tensor = self._either(lambda: vmap(one)(state, query.x, query.mask), looped)
+            out: Tensor = self._either(
+                lambda: vmap(one)(state, query.x, query.mask), looped, tasks=len(query.mask)
+            )
         return out
 
     def outer_state(self, params: Params) -> Params:
@@ -401,7 +403,9 @@ class Vectorised:
             found = (
                 self._checkpointed(params, one, at)
                 if self.checkpoint
-                else self._either(self._fast_gradient, self._looped_gradient, params, one, at)
+                else self._either(
+                    self._fast_gradient, self._looped_gradient, params, one, at, tasks=len(at)
+                )
             )
             if share < 1:
                 found = map_tensors(lambda x, share=share: x * share, found)
@@ -507,8 +511,10 @@ class Vectorised:
         grads, moved = pull(list(back))
         return grads, tuple(moved)
 
-    def _either(self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any) -> Any:
-        if self.loop:
+    def _either(
+        self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any, tasks: int
+    ) -> Any:
+        if self.loop or (tasks == 1 and not self.compile):  # one alone has no use for vmap
             return slow(*args)
         if self._settled:
             return fast(*args)

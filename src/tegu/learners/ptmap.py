@@ -91,21 +91,21 @@ class PtMap(Pretrained):
     def score(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
         asked, counts = self.transformed(features, mask), state["counts"][:, None]
         centres = state["sums"] / counts.clamp(min=1)
+        real = state["present"][:, None] & mask
         for _ in range(self.rounds):
-            plan = self.plan(asked, centres, state["present"], mask).exp()
-            plan = plan * (mask[:, None] & state["present"])
-            means = (state["sums"] + plan.T @ asked) / (counts + plan.sum(0)[:, None]).clamp(min=1)
-            centres = centres + self.rate * (means - centres)
-        return self.plan(asked, centres, state["present"], mask)
+            plan = self.plan(asked, centres, state["present"], mask).exp() * real
+            total = (counts + plan.sum(1, keepdim=True)).clamp(min=1)
+            centres = centres + self.rate * ((state["sums"] + plan @ asked) / total - centres)
+        return self.plan(asked, centres, state["present"], mask).T
 
     def plan(self, asked: Tensor, centres: Tensor, present: Tensor, mask: Tensor) -> Tensor:
-        """Logarithm of the Sinkhorn plan (Q, N); of rows and columns that count."""
-        near = -self.sharpness * squared_distances(asked, centres)
-        least = torch.finfo(near.dtype).min
+        """Logarithm of the Sinkhorn plan (N, Q); of classes and queries that count."""
+        near = -self.sharpness * squared_distances(centres, asked)
+        real = near.masked_fill(~(present[:, None] & mask), torch.finfo(near.dtype).min)
         share = (mask.sum() / present.sum()).to(near.dtype).log()  # of queries, for each class
-        of_class = torch.zeros_like(near[0])
+        of_class, absent, none = torch.zeros_like(near[:, :1]), ~present[:, None], ~mask
         for _ in range(self.sinkhorn):
-            of_query = -(near + of_class).masked_fill(~present, least).logsumexp(-1)
-            rows = (near + of_query[:, None]).masked_fill(~mask[:, None], least)
-            of_class = share - rows.logsumexp(0)
-        return near + of_query[:, None] + of_class
+            of_query = -(real + of_class).logsumexp(0).masked_fill(none, 0.0)
+            of_class = share - (real + of_query).logsumexp(1, keepdim=True)
+            of_class = of_class.masked_fill(absent, 0.0)
+        return near + of_query + of_class

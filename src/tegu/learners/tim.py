@@ -28,7 +28,7 @@ from torch import Tensor
 from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import class_means, members, squared_distances
+from tegu.learners.head import class_means, members
 from tegu.learners.learner import State
 from tegu.learners.pretrained import Pretrained
 
@@ -75,30 +75,31 @@ class Tim(Pretrained):
         return {"known": F.normalize(features, dim=-1), "member": member}
 
     def score(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
+        # Classes come first: (N, B) for B items, so that a softmax over classes goes along rows.
         known, member, asked = state["known"], state["member"], F.normalize(features, dim=-1)
-        centres = class_means(known, member)
-        shown, real = member.sum(-1, keepdim=True), mask.to(features.dtype)[:, None]
-        least, absent = torch.finfo(features.dtype).min, member.sum(0) == 0
+        centres, member = class_means(known, member), member.T
+        shown, real = member.sum(0), mask.to(features.dtype)
+        least, absent = torch.finfo(features.dtype).min, member.sum(1, keepdim=True) == 0
         of_support = self.support_weight / (1 + self.certainty)
         of_queries = shown.sum() / real.sum().clamp(min=1)
+        total = of_support * member.sum(1, keepdim=True)
 
         def chances(items: Tensor) -> Tensor:
-            """Logarithm of p: (B, N)."""
-            scores = -self.temperature / 2 * squared_distances(items, centres)
-            return scores.masked_fill(absent, least).log_softmax(-1)
+            """Logarithm of p: (N, B). What is the same for all classes cancels: |z|^2."""
+            half = centres.square().sum(-1, keepdim=True) / 2
+            scores = self.temperature * (centres @ items.T - half)
+            return scores.masked_fill(absent, least).log_softmax(0)
+
+        def pulled(items: Tensor, targets: Tensor, p: Tensor) -> Tensor:
+            """Sum over items of target z + p (w - z): (N, D)."""
+            return (targets - p) @ items + p.sum(1, keepdim=True) * centres
 
         for _ in range(self.rounds):
             p_known, log_p = chances(known).exp() * shown, chances(asked)
-            p_asked, power = log_p.exp() * real, (1 + self.certainty) * log_p
-            power = power.masked_fill(absent | ~mask[:, None], least)
-            q = (power - power.logsumexp(0) / 2).softmax(-1) * real
-            above = of_support * pulled(centres, known, member, p_known)
-            above = above + of_queries * pulled(centres, asked, q, p_asked)
-            below = of_support * member.sum(0) + of_queries * q.sum(0)
-            centres = above / below.clamp(min=torch.finfo(below.dtype).tiny)[:, None]
-        return chances(asked)
-
-
-def pulled(centres: Tensor, items: Tensor, targets: Tensor, p: Tensor) -> Tensor:
-    """Sum over items of target z + p (w - z): (N, D), for items (B, D) and (B, N) twice."""
-    return targets.T @ items + p.sum(0)[:, None] * centres - p.T @ items
+            power = ((1 + self.certainty) * log_p).masked_fill(absent | ~mask, least)
+            q = (power - power.logsumexp(1, keepdim=True) / 2).softmax(0) * real
+            above = of_support * pulled(known, member, p_known)
+            above = above + of_queries * pulled(asked, q, log_p.exp() * real)
+            below = total + of_queries * q.sum(1, keepdim=True)
+            centres = above / below.clamp(min=torch.finfo(below.dtype).tiny)
+        return chances(asked).T

@@ -1,0 +1,170 @@
+"""Drawing episodes, and learning one new task: what is done between and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from rows import rivals
+from rows.contest import Contest, Setup, check
+from rows.plain import PlainConv4, with_weights
+from tegu import MetaLearned, recipes
+from tegu.datasets.classes import ClassDataset
+from tegu.job import Job
+from tegu.sampling import FewShotTasks
+
+BLOCK = 100  # episodes that are drawn together, as meta-training draws them
+IMAGES = 5 * 16
+CLASSES = {1_000: 20, 100_000: 2}  # how many there are, and how many images each has
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def data(classes: int) -> ClassDataset:
+    """Characters of noise; with 100,000 classes, two images of each suffice for one shot."""
+    each = CLASSES[classes]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (classes * each, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    names = tuple(map(str, range(classes)))
+    return ClassDataset("noise", "meta_train", images, torch.full((classes,), each), names)
+
+
+def sampling(setup: Setup) -> Iterator[Contest]:
+    """Images into episodes, on one core: from few classes and from many, and by easyfsl."""
+    work = "drawing 28x28 images into 5-way 1-shot episodes, one core; milliseconds of a million"
+
+    def drawing(classes: int, queries: int) -> Callable[[int], Any]:
+        tasks = FewShotTasks(data(classes), 5, 1, queries)
+
+        def act(i: int) -> Any:
+            with one_core():
+                return tasks.episodes(torch.arange(i * BLOCK, (i + 1) * BLOCK))
+
+        return act
+
+    few, many = drawing(1_000, 1), drawing(100_000, 1)
+    yield Contest(
+        f"{work}, 1 query, from 1,000 classes",
+        "fp32",
+        "tegu, from 100,000 classes",
+        few,
+        many,
+        per=BLOCK * 10 / 1e6,
+        each=10,
+    )
+    yield Contest(
+        f"{work}, 15 queries",
+        "fp32",
+        "easyfsl",
+        drawing(1_000, 15),
+        _easyfsl(data(1_000)) if rivals.have("easyfsl") else None,
+        per=BLOCK * IMAGES / 1e6,
+        part=IMAGES / 1e6,
+        each=10,
+    )
+
+
+def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
+    """Its sampler and its collation in a data loader without workers, an episode a call."""
+    base = rivals.module("easyfsl.datasets.few_shot_dataset").FewShotDataset
+    sampler = rivals.module("easyfsl.samplers.task_sampler").TaskSampler
+    labels = torch.arange(source.n_classes).repeat_interleave(source.counts).tolist()
+
+    class Images(base):  # type: ignore[misc, valid-type]
+        def __getitem__(self, item: int) -> tuple[Tensor, int]:
+            return source.examples[item].float() / 255, labels[item]
+
+        def __len__(self) -> int:
+            return len(labels)
+
+        def get_labels(self) -> list[int]:
+            return labels
+
+    images = Images()
+    tasks = sampler(images, 5, 1, 15, 10_000_000)
+    loader = torch.utils.data.DataLoader(
+        images, batch_sampler=tasks, collate_fn=tasks.episodic_collate_fn
+    )
+    drawn = iter(loader)
+
+    def act(i: int) -> Any:
+        with one_core():
+            return next(drawn)
+
+    return act
+
+
+def one_task(setup: Setup) -> Iterator[Contest]:
+    """A user's new task, from images and labels to answers, by what MAML and ProtoNet learned."""
+    generator = torch.Generator().manual_seed(0)
+    shown, asked = (torch.rand(n, 1, 28, 28, generator=generator) for n in (5, 75))
+    labels = ["a", "b", "c", "d", "e"]
+    y = torch.arange(5)
+    job = Job(recipes.load("maml-omniglot-5way", {"learner.eval_steps": 5}), setup.data_dir)
+    learner: Any = replace(job.learner, normalisation="transductive")
+    params = learner.init()
+    learned = MetaLearned(learner, params)
+    network = with_weights(PlainConv4(5, tracks=False), params)
+
+    def answered(network: PlainConv4, shown: Tensor, asked: Tensor) -> Tensor:
+        weights = dict(network.named_parameters())
+        for _ in range(learner.steps(training=False)):
+            value = F.cross_entropy(functional_call(network, weights, (shown,)), y)
+            grads = torch.autograd.grad(value, list(weights.values()))
+            weights = {
+                name: p - learner.inner_lr * g
+                for (name, p), g in zip(weights.items(), grads, strict=True)
+            }
+        with torch.no_grad():
+            return functional_call(network, weights, (asked,))
+
+    work = "one new task, Omniglot 5-way 1-shot, 75 queries: learn it and answer"
+    exact = {k: v.double() for k, v in params.items()}
+    found = MetaLearned(learner, exact).adapt(shown.double(), labels).outputs(asked.double())
+    plain = with_weights(PlainConv4(5, tracks=False), exact)
+    right = answered(plain, shown.double(), asked.double())
+    check(f"{work}, MAML", "tegu", "fp64", [found], [right])
+    yield Contest(
+        f"{work}, MAML of 5 steps",
+        "fp32",
+        "plain loop",
+        lambda i: learned.adapt(shown, labels).outputs(asked),
+        lambda i: answered(network, shown, asked),
+    )
+
+    headless = Job(recipes.load("protonet-omniglot"), setup.data_dir).learner.for_ways(5)
+    known = MetaLearned(headless, headless.init())
+    theirs = None
+    if rivals.have("easyfsl"):
+        methods = rivals.module("easyfsl.methods.prototypical_networks")
+        backbone = with_weights(PlainConv4(0, pool=True, tracks=False), headless.init())
+        model = methods.PrototypicalNetworks(backbone)
+
+        def theirs(i: int) -> Tensor:
+            with torch.no_grad():
+                model.process_support_set(shown, y)
+                out: Tensor = model(asked)
+                return out
+
+    yield Contest(
+        f"{work}, ProtoNet",
+        "fp32",
+        "easyfsl",
+        lambda i: known.adapt(shown, labels).outputs(asked),
+        theirs,
+    )
