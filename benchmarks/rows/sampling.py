@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,8 +21,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.job import Job
 from tegu.sampling import FewShotTasks
 
-BLOCK = 100  # episodes that are drawn together, as meta-training draws them
-IMAGES = 5 * 16
+BLOCK = 10_000  # images that are drawn together, about as many as in meta-training
 CLASSES = {1_000: 20, 100_000: 2}  # how many there are, and how many images each has
 
 
@@ -50,10 +50,11 @@ def sampling(setup: Setup) -> Iterator[Contest]:
 
     def drawing(classes: int, queries: int) -> Callable[[int], Any]:
         tasks = FewShotTasks(data(classes), 5, 1, queries)
+        count = BLOCK // (5 * (1 + queries))
 
         def act(i: int) -> Any:
             with one_core():
-                return tasks.episodes(torch.arange(i * BLOCK, (i + 1) * BLOCK))
+                return tasks.episodes(torch.arange(i * count, (i + 1) * count))
 
         return act
 
@@ -64,7 +65,7 @@ def sampling(setup: Setup) -> Iterator[Contest]:
         "tegu, from 100,000 classes",
         few,
         many,
-        per=BLOCK * 10 / 1e6,
+        per=BLOCK / 1e6,
         each=10,
     )
     yield Contest(
@@ -73,8 +74,8 @@ def sampling(setup: Setup) -> Iterator[Contest]:
         "easyfsl",
         drawing(1_000, 15),
         _easyfsl(data(1_000)) if rivals.have("easyfsl") else None,
-        per=BLOCK * IMAGES / 1e6,
-        part=IMAGES / 1e6,
+        per=BLOCK / 1e6,
+        part=5 * 16 / 1e6,
         each=10,
     )
 
@@ -82,6 +83,7 @@ def sampling(setup: Setup) -> Iterator[Contest]:
 def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
     """Its sampler and its collation in a data loader without workers, an episode a call."""
     base = rivals.module("easyfsl.datasets.few_shot_dataset").FewShotDataset
+    sys.modules["easyfsl.datasets"].FewShotDataset = base  # where its sampler looks for it
     sampler = rivals.module("easyfsl.samplers.task_sampler").TaskSampler
     labels = torch.arange(source.n_classes).repeat_interleave(source.counts).tolist()
 
@@ -95,8 +97,19 @@ def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
         def get_labels(self) -> list[int]:
             return labels
 
+    class Started(sampler):  # type: ignore[misc, valid-type]
+        """Its own start passes what torch's samplers do not take any more."""
+
+        def __init__(self) -> None:
+            old = torch.utils.data.Sampler.__init__
+            torch.utils.data.Sampler.__init__ = lambda self, data_source: None  # type: ignore[method-assign, assignment]
+            try:
+                super().__init__(images, 5, 1, 15, 10_000_000)
+            finally:
+                torch.utils.data.Sampler.__init__ = old  # type: ignore[method-assign]
+
     images = Images()
-    tasks = sampler(images, 5, 1, 15, 10_000_000)
+    tasks = Started()
     loader = torch.utils.data.DataLoader(
         images, batch_sampler=tasks, collate_fn=tasks.episodic_collate_fn
     )

@@ -143,7 +143,7 @@ class FewShotTasks:
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = floats(self.data, self.data.examples[chosen], keys.fold(at, 5 + half), self.augment)
+            x = floats(self.data, _at(self.data, chosen), keys.fold(at, 5 + half), self.augment)
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
 
@@ -199,14 +199,27 @@ class ClassBatches:
         rows = keys.shuffled(keys.fold(root, epoch), place, len(examples))
         y = torch.searchsorted(self.data.ends, rows, right=True)
         at = keys.fold(keys.fold(root, 1 << 40), index.to(examples.device))
-        x = floats(self.data, examples[rows], at, self.augment)
+        x = floats(self.data, _at(self.data, rows), at, self.augment)
         support = Examples(x, y, torch.ones_like(y, dtype=torch.bool))
         return Episode(support, Examples(*(field[:, :0] for field in support)))
 
 
+def _at(data: ClassDataset, rows: Tensor) -> Tensor:
+    """Examples by their numbers (T, S): (T, S, ...)."""
+    found: Tensor
+    if isinstance(data.examples, Tensor):
+        # Whole rows are copied, in a tenth of the time that indexing takes.
+        found = data.examples.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    else:
+        found = data.examples[rows]
+    return found
+
+
 def floats(data: ClassDataset, x: Tensor, at: Tensor, augment: Augment | None) -> Tensor:
     """Stored values (T, S, ...) as the model takes them; `at` are keys, shape (T,)."""
-    if x.dtype == torch.uint8 or data.scale != 1:
+    if x.dtype == torch.uint8:
+        x = x.to(torch.get_default_dtype()).mul_(data.scale)  # the copy is ours to change
+    elif data.scale != 1:
         x = x.to(torch.get_default_dtype()) * data.scale
     if augment is not None and x.shape[1]:
         each = keys.fold(at[:, None], torch.arange(x.shape[1], device=x.device))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.errors import InputError
 from tegu.models import Conv4, Mlp
@@ -85,10 +86,12 @@ def test_max_pool_has_right_derivatives_of_both_orders() -> None:
     assert torch.autograd.gradgradcheck(cubed, x)
 
 
-def test_max_pool_shares_a_gradient_among_equals() -> None:
+def test_which_of_equals_takes_the_gradient_of_max_pool() -> None:
     x = torch.tensor([[1.0, 3.0], [3.0, 2.0]]).reshape(1, 2, 2, 1)
-    found = torch.func.grad(lambda x: max_pool(x).sum())(x)
-    assert found.flatten().tolist() == [0, 0.5, 0.5, 0]
+    gradient = torch.func.grad(lambda x: max_pool(x).sum())
+    assert gradient(x).flatten().tolist() == [0, 1, 0, 0]
+    shares = torch.func.vmap(gradient)(x[None]), make_fx(gradient)(x)(x)
+    assert [found.flatten().tolist() for found in shares] == [[0, 0.5, 0.5, 0]] * 2
 
 
 def test_no_head() -> None:

@@ -105,10 +105,10 @@ def _by_batch(
     """Normalised by the statistics of the rows that count, which are told."""
     mask, given = _named.mask[-1], [t for t in (x, weight, bias) if t is not None]
     if mask is None and not any(per_task(t) for t in given):
-        # One task alone: torch's own kernel takes a third of the time.
-        out, mean, root = torch.native_batch_norm(
-            x.movedim(channel, 1), weight, bias, None, None, True, 0.0, eps
-        )
+        # One task alone: torch's own kernel takes a third of the time. With channels first, it
+        # adds up in double precision; with channels last, it is a hundred times less exact.
+        first = x.movedim(channel, 1).contiguous()
+        out, mean, root = torch.native_batch_norm(first, weight, bias, None, None, True, 0.0, eps)
         _tell(buffer, mean, root.pow(-2) - eps)
         return out.movedim(1, channel)
     mean, var = _moments(x, mask, channel=channel)
