@@ -46,7 +46,7 @@ def data(classes: int) -> ClassDataset:
 
 def sampling(setup: Setup) -> Iterator[Contest]:
     """Images into episodes, on one core: from few classes and from many, and by easyfsl."""
-    work = "drawing 28x28 images into 5-way 1-shot episodes, one core; milliseconds of a million"
+    work = "a million 28x28 images into 5-way 1-shot episodes, one core"
 
     def drawing(classes: int, queries: int) -> Callable[[int], Any]:
         tasks = FewShotTasks(data(classes), 5, 1, queries)
