@@ -225,7 +225,7 @@ def stop_at_the_first_report(monkeypatch: pytest.MonkeyPatch, signum: int = sign
 
         return told
 
-    monkeypatch.setattr("tegu.commands.training", training)
+    monkeypatch.setattr("tegu.commands.runs.training", training)
 
 
 @pytest.mark.parametrize(

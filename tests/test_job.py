@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tegu import keys
-from tegu.commands import _protocol
+from tegu.commands.scoring import protocol_of
 from tegu.datasets import ClassDataset, Sinusoids
 from tegu.datasets.augment import standard
 from tegu.engine.evaluate import evaluate
@@ -244,10 +244,10 @@ def test_tasks_within_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     one = job(**PHOTOS, data__within=True)
     assert one.training_tasks().within
     assert one.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
-    assert _protocol(one, Cell())["within"] == "group"
+    assert protocol_of(one, Cell())["within"] == "group"
     plain = job(**PHOTOS)
     assert not plain.tasks("meta_test", n_shot=1, n_query=1, seed=0).within
-    assert _protocol(plain, Cell())["within"] is None
+    assert protocol_of(plain, Cell())["within"] is None
     with pytest.raises(InputError, match=r"largest group of cifar-fs meta_train has 2 classes"):
         job(**{**PHOTOS, "train__n_way": 3}, data__within=True).check()
 

@@ -192,9 +192,10 @@ def _trained(
 
 
 def _episode(one: Job) -> Episode:
-    """One training task, whose support set is the largest that meta-training sees."""
-    train = one.recipe.train
-    tasks = one.tasks("meta_train", n_shot=train.n_shot, n_query=max(train.n_query, 1), seed=11)
+    """One task with the ways of the first figure and the shots of meta-training."""
+    train, n_way = one.recipe.train, one.recipe.evaluate.cells[0].n_way
+    n_query = max(train.n_query, 1)
+    tasks = one.tasks("meta_train", n_way=n_way, n_shot=train.n_shot, n_query=n_query, seed=11)
     return tasks.episodes(torch.arange(1))
 
 

@@ -1,0 +1,107 @@
+"""The first command that people try: what meta-learning adds, in two minutes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tegu import pictures as draw
+from tegu import recipes, report
+from tegu.commands.runs import trained
+from tegu.commands.scoring import picture_episode, protocol_of, score_cell
+from tegu.commands.shared import Outcome, check_output, listed, settings_of, training_of
+from tegu.engine.evaluate import Result
+from tegu.errors import InputError
+from tegu.job import Job
+
+
+def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
+    """Meta-learning next to learning from scratch, on characters nobody has shown it."""
+    job = Job(recipes.load("reptile-glyphs", overrides), arguments.data_dir)
+    characters = job.recipe.data.name in ("glyphs", "omniglot")
+    if not characters or job.recipe.learner["name"] != "reptile":
+        raise InputError(
+            f"a quick start with {job.recipe.learner['name']} on {job.recipe.data.name}",
+            "reptile on glyphs or omniglot",
+            "Use `tegu train` for others.",
+        )
+    job.check()
+    if arguments.output:
+        check_output(arguments.output)
+    if arguments.resume and not arguments.run:
+        raise InputError("--resume without --run", "the run to go on with", "Add --run DIR.")
+    folder = arguments.run = arguments.run or _new_folder(Path("runs") / "quickstart")
+    params, last, pictures = trained(job, folder, resume=arguments.resume)
+    cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
+    learner: Any = job.learner
+    fresh = learner.init()
+    # From scratch: the same network and images, a common Adam, and time to converge.
+    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=5 * learner.eval_steps)
+    rows: dict[str, Result] = {}
+    for name, chosen, start in (
+        ("scratch", scratch, {k: v for k, v in fresh.items() if "/" not in k}),
+        ("before", learner, fresh),
+        ("after", learner, params),
+    ):
+        rows[name] = score_cell(job, cell, chosen, start, title=f"evaluate {name}")
+    after, protocol = rows["after"], protocol_of(job, cell)
+    chance = 1 / way
+    labels = {
+        "scratch": "trained from scratch on the support set",
+        "before": "Reptile before meta-training",
+        "after": "Reptile after meta-training",
+    }
+    bars = [("chance", chance, 0.0)]
+    bars += [(labels[name], row.value, row.ci95) for name, row in rows.items()]
+    gain = 100 * (after.value - rows["scratch"].value)
+    title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
+    picture = folder / "comparison.png"
+    draw.comparison(bars, picture, title=title, highlight=labels["after"])
+    shown = folder / "episode.png"
+    picture_episode(job, cell, params, shown)
+    pictures = [picture, shown, *pictures]
+    cells = [
+        report.cell(row, **{**protocol, "learner": labels[name]}) for name, row in rows.items()
+    ]
+    output = arguments.output or folder / "quickstart.json"
+    report.write_result(
+        output,
+        report.result_document(
+            name="quickstart",
+            command=f"tegu quickstart{settings_of(arguments)}",
+            seed=job.recipe.train.seed,
+            training=training_of(last),
+            cells=cells,
+        ),
+    )
+    document = {
+        "chance": chance,
+        **{name: row.value for name, row in rows.items()},
+        "ci95": after.ci95,
+        "intervals": {name: row.ci95 for name, row in rows.items()},
+        "episodes": after.episodes,
+        "seconds": 0.0,
+        "protocol": {**protocol, "split": after.split, "normalisation": after.normalisation},
+        "run": str(folder),
+        "pictures": [str(path) for path in pictures],
+        "result": str(output),
+    }
+    lines = [
+        f"{way}-way {cell.n_shot}-shot on {after.episodes} tasks of unseen characters",
+        f"chance: {chance:.1%}",
+        report.table(cells),
+        *listed(pictures),
+        f"result: {output}",
+        f"next: tegu info {folder}, tegu train --help, tegu recipes",
+    ]
+    return document, "\n".join(lines)
+
+
+def _new_folder(wanted: Path) -> Path:
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder

@@ -1,0 +1,261 @@
+"""Commands about one run: train, evaluate, reproduce, and what there is to see of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tegu import pictures as draw
+from tegu import recipes, report
+from tegu.commands.scoring import labelled, picture_cells, picture_fit, score
+from tegu.commands.shared import Outcome, listed, output_of, settings_of, training_of
+from tegu.console import bar, say, training
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint
+from tegu.engine.distribute import ALONE, Ranks
+from tegu.engine.profile import Watch
+from tegu.engine.train import LARGEST, Progress, Run, read_metrics
+from tegu.errors import InputError
+from tegu.inner import Params
+from tegu.job import Job
+from tegu.meta import fitting
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def train(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
+    """Meta-learning into a run folder, with pictures of how it went."""
+    with ranks.agreement():
+        if arguments.recipe is None:
+            data, learner = overrides.get("data.name", "glyphs"), overrides.get("learner.name")
+            if learner is None:
+                learner = "maml" if data == "sinusoids" else "reptile"
+            recipe = recipes.starting(str(learner), str(data), overrides)
+        else:
+            recipe = recipes.load(arguments.recipe, overrides)
+        job = Job(recipe, arguments.data_dir, ranks)
+        job.check()
+    folder = arguments.run or Path("runs") / job.recipe.name
+    looks = arguments.profile and ranks.first
+    with Watch(folder / "trace.json.gz") if looks else nullcontext() as watch:
+        _, last, pictures = trained(job, folder, resume=arguments.resume)
+    document = {
+        "run": str(folder),
+        "meta_iterations": last.iteration,
+        "seconds": round(last.seconds, 1),
+        "loss": last.loss if math.isfinite(last.loss) else None,  # nothing was left to do
+        "validation": last.validation,
+        "pictures": [str(path) for path in pictures],
+    }
+    text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *listed(pictures)]
+    if watch:
+        document["profile"] = report.profile_document(watch)
+        text += ["", report.profile(watch), ""]
+    return document, "\n".join([*text, f"next: tegu evaluate {folder}"])
+
+
+def reproduce(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
+    """A recipe from start to end: run, every figure of it, result file."""
+    with ranks.agreement():
+        job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir, ranks)
+        name = job.recipe.name
+        folder = arguments.run or Path("runs") / name
+        others = _beside(job, arguments, overrides)
+        for one in (job, *others):
+            one.check()
+        output = output_of(arguments, folder, name, check=ranks.first)
+    params, last, pictures = trained(job, folder, resume=arguments.resume)
+    cells = score(job, params)
+    if others:
+        cells = labelled(cells, job)
+        for other in others:
+            # Inside the folder of the run that it belongs to.
+            learned, _, more = trained(other, folder / other.recipe.name, resume=arguments.resume)
+            cells += labelled(score(other, learned), other)
+            pictures += more
+        if ranks.first:
+            pictures.append(picture_cells(job, cells, folder / "comparison.png"))
+    document = report.result_document(
+        name=name,
+        command=f"tegu reproduce {arguments.recipe}{settings_of(arguments)}",
+        seed=job.recipe.train.seed,
+        training=training_of(last),
+        cells=cells,
+        processes=ranks.world,
+    )
+    if ranks.first:
+        report.write_result(output, document)
+    text = [report.table(cells), *listed(pictures), f"result: {output}"]
+    return document, "\n".join(text)
+
+
+def _beside(job: Job, arguments: argparse.Namespace, overrides: dict[str, Any]) -> list[Job]:
+    """The recipes beside this one, under the same settings but for the network and the learner."""
+    shared = {k: v for k, v in overrides.items() if k.split(".")[0] not in ("model", "learner")}
+    shared.pop("train.outer_lr", None)
+    return [
+        Job(recipes.load(name, shared), arguments.data_dir, job.ranks) for name in job.recipe.beside
+    ]
+
+
+def evaluate_run(
+    arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
+) -> Outcome:
+    """Scores what a run has meta-learned so far."""
+
+    def read() -> tuple[dict[str, Any], tuple[Params, ...]]:
+        recipe = _recipe_of(arguments.run)
+        for key in overrides:
+            # Where data lie may change, and new classes may lie there.
+            if key.split(".")[0] not in ("evaluate", "engine") and key != "data.path":
+                raise InputError(
+                    f"{key} in an evaluation",
+                    "settings of [evaluate] or [engine], or data.path; the others were fixed in "
+                    "training",
+                    "Train another run with it.",
+                )
+        checkpoint = _checkpoint_of(arguments.run, recipe)
+        known = {"iteration": checkpoint.iteration, "seconds": checkpoint.notes.get("seconds")}
+        return {"recipe": recipe, **known}, (checkpoint.params,)
+
+    saved, (params,) = ranks.from_first(read)
+    with ranks.agreement():
+        job = Job(recipes.parse(saved["recipe"], overrides), arguments.data_dir, ranks)
+        params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
+    # Tasks that are made rather than read are made on the CPU.
+    device = job.recipe.engine.device if job.targets == "classes" else "cpu"
+    params = {k: v.to(device) for k, v in params.items()}
+    cells = score(job, params)
+    document = report.result_document(
+        name=job.recipe.name,
+        command=f"tegu evaluate RUN{settings_of(arguments)}",
+        seed=job.recipe.train.seed,
+        training={
+            "seconds": saved["seconds"],
+            "meta_iterations": saved["iteration"],
+            "peak_bytes": report.peak_bytes(),
+        },
+        cells=cells,
+    )
+    output = arguments.run / "evaluation.json"
+    if ranks.first:
+        report.write_result(output, document)
+    return document, f"{report.table(cells)}\nresult: {output}"
+
+
+def info(arguments: argparse.Namespace) -> Outcome:
+    """What a run folder holds."""
+    plain = _recipe_of(arguments.run)
+    recipe, checkpoint = recipes.parse(plain), _checkpoint_of(arguments.run, plain)
+    metrics = read_metrics(arguments.run / "metrics.jsonl")
+    names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
+    weights = sum(v.numel() for k, v in checkpoint.params.items() if "/" not in k)
+    document = {
+        "run": str(arguments.run),
+        "recipe": recipe.name,
+        "learner": recipe.learner["name"],
+        "data": recipe.data.name,
+        "iteration": checkpoint.iteration,
+        "meta_iterations": recipe.train.meta_iterations,
+        "seconds": checkpoint.notes.get("seconds"),
+        "parameters": weights,
+        "digest": checkpoint.digest(),
+        "validation": metrics[-1].get("validation") if metrics else None,
+        "files": names,
+    }
+    return document, "\n".join(f"{key:<16} {_inline(value)}" for key, value in document.items())
+
+
+def list_recipes(arguments: argparse.Namespace) -> Outcome:
+    """All recipes, or one with every default filled in."""
+    if arguments.recipe:
+        plain = recipes.load(arguments.recipe).plain()
+        lines = [f"{plain['name']}: {plain['title']}"]
+        if plain["source"]:
+            lines.append(f"source: {plain['source']}")
+        for section in ("data", "model", "learner", "train", "engine", "evaluate"):
+            lines.append(f"[{section}]")
+            for key, value in plain[section].items():
+                shown = f"{len(value)} figures" if key == "cells" else json.dumps(value)
+                lines.append(f"  {key} = {shown}")
+        return plain, "\n".join(lines)
+    found = [recipes.load(name) for name in recipes.names()]
+    width = max(len(recipe.name) for recipe in found)
+    document = {"recipes": [{"name": r.name, "title": r.title, "source": r.source} for r in found]}
+    return document, "\n".join(f"{r.name:<{width}}  {r.title}" for r in found)
+
+
+def trained(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, list[Path]]:
+    recipe, metric = job.recipe, job.measure.metric
+    if names := _converted(job):
+        say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
+    threads = f", {torch.get_num_threads()} threads" if recipe.engine.device == "cpu" else ""
+    say(
+        f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
+    )
+    limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
+    total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
+    with bar(title, total, unit=unit) as tell:
+        told = training(
+            tell, metric=metric, meta_batch=recipe.train.meta_batch, by_time=bool(limit)
+        )
+        params, last = job.train(folder, resume=resume, progress=told)
+    pictures: list[Path] = []
+    if not job.ranks.first:
+        return params, last, pictures
+    if metrics := read_metrics(folder / "metrics.jsonl"):
+        pictures.append(folder / "learning-curve.png")
+        chance = 1 / recipe.train.n_way if metric == "accuracy" else None
+        title = f"{recipe.title or recipe.name}: {job.validation.replace('_', '-')} tasks"
+        draw.learning_curve(metrics, pictures[-1], title=title, chance=chance, metric=metric)
+    if job.recipe.data.name == "sinusoids":
+        pictures.append(folder / "fit.png")
+        picture_fit(job, params, pictures[-1])
+    return params, last, pictures
+
+
+def _converted(job: Job) -> list[str]:
+    from tegu.models.norm import converted
+
+    return converted(job.learner.model)
+
+
+def _recipe_of(run: Path) -> dict[str, Any]:
+    file = run / "recipe.json"
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        raise InputError(
+            f"{run} holds no run", "a folder that `tegu train` has made", "Check the path."
+        )
+    try:
+        plain = json.loads(file.read_text())
+        if not isinstance(plain, dict) or "learner" not in plain:
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{file} is no recipe", "the settings that a run has written", "Train the run again."
+        ) from None
+    return plain
+
+
+def _checkpoint_of(run: Path, recipe: dict[str, Any]) -> Checkpoint:
+    checkpoint = load_checkpoint(run / CHECKPOINT)
+    if checkpoint.recipe != Run(run, recipe).digest():
+        raise InputError(
+            f"{run / CHECKPOINT} belongs to other settings than {run / 'recipe.json'}",
+            "the two files that one run has written",
+            "Put the right one back, or train the run again.",
+        )
+    return checkpoint
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

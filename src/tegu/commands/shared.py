@@ -1,0 +1,57 @@
+"""What several commands do alike: where results go, and how they are told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from tegu import report
+from tegu.engine.train import Progress
+from tegu.errors import InputError
+
+Outcome = tuple[dict[str, Any], str]
+
+
+def output_of(
+    arguments: argparse.Namespace, folder: Path, name: str, *, check: bool = True
+) -> Path:
+    """Where a result goes: as told, else among the project's results, else into the folder."""
+    shared = Path("benchmarks/results")
+    path: Path = arguments.output or (shared if shared.is_dir() else folder) / f"{name}.json"
+    if check:
+        check_output(path)
+    return path
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that could not be written after hours of training."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"{path} cannot be written",
+            "a file in a folder that can be written",
+            "Choose another --output.",
+        )
+
+
+def settings_of(arguments: argparse.Namespace) -> str:
+    """The options that change a result, for its record; paths stay out of it."""
+    words = [f" --set {item}" for item in arguments.set]
+    for name in ("threads", "episodes"):
+        if (value := getattr(arguments, name, None)) is not None:
+            words.append(f" --{name} {value}")
+    return "".join(words)
+
+
+def listed(pictures: list[Path]) -> list[str]:
+    return [f"picture: {path}" for path in pictures]
+
+
+def training_of(last: Progress) -> dict[str, Any]:
+    return {
+        "seconds": round(last.seconds, 1),
+        "meta_iterations": last.iteration,
+        "peak_bytes": report.peak_bytes(),
+    }
