@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check   # say which differ, and exit with 1
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`, where NAME
-is a file in benchmarks/results.
+is a file in benchmarks/results. `<!-- table: NAME: TEXT -->` has only the rows of works that begin
+with that text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tegu import pictures, report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/*.md")
-TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- /table -->)", re.S)
+TABLE = re.compile(r"(<!-- table: ([\w-]+)(?:: ([^\n]+))? -->\n).*?(<!-- /table -->)", re.S)
 
 
 def result(name: str) -> dict[str, Any]:
@@ -31,7 +32,13 @@ def result(name: str) -> dict[str, Any]:
 
 def filled(text: str) -> str:
     """A document with each table made anew."""
-    return TABLE.sub(lambda m: m[1] + report.markdown_table(result(m[2])) + m[3], text)
+    return TABLE.sub(lambda m: m[1] + report.markdown_table(some(result(m[2]), m[3])) + m[4], text)
+
+
+def some(document: dict[str, Any], beginning: str | None) -> dict[str, Any]:
+    """The document with only the cells of works that begin so."""
+    cells = [c for c in document["cells"] if c.get("work", "").startswith(beginning or "")]
+    return {**document, "cells": cells}
 
 
 def draw() -> None:

@@ -103,23 +103,27 @@ def protonet(setup: Setup) -> Iterator[Contest]:
 
     plain = Loop(network(params), by="plain loop")
     flops = timing.operations(lambda: plain.gradient(some))
-    engines: dict[tuple[str, bool], Callable[[int], None]] = {}
-    for precision, compiled in (("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)):
-        engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
-        checked("tegu", precision, engine.outer_gradient(params, some, at)[0])
-        engine.outer_gradient(params, *drawn[0])  # compiled for these too, before it is timed
-        engines[precision, compiled] = _training(engine, params, drawn)
-    for precision, compiled in engines:
-        for who in ("easyfsl", "plain loop"):
-            told = ", bf16" if precision == "bf16" else ""
-            yield Contest(
-                f"{work}{', compiled' if compiled else ''}",
-                precision,
-                f"{who}{told}",
-                engines[precision, compiled],
-                _rival(who, network(params), drawn, checked, rounded=bool(told)),
-                flops=flops,
-            )
+    acts: dict[tuple[str, bool], Callable[[int], None]] = {}
+    for precision, compiled, rival in (
+        ("fp32", False, "easyfsl"),
+        ("fp32", True, "easyfsl"),
+        ("fp32", True, "plain loop"),
+        ("bf16", True, "easyfsl, bf16"),
+        ("bf16", True, "easyfsl, fp32"),
+    ):
+        if (precision, compiled) not in acts:
+            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
+            checked("tegu", precision, engine.outer_gradient(params, some, at)[0])
+            acts[precision, compiled] = _training(engine, params, drawn)
+        who, _, told = rival.partition(", ")
+        yield Contest(
+            work if compiled else f"{work}, not compiled",
+            precision,
+            rival,
+            acts[precision, compiled],
+            _rival(who, network(params), drawn, checked, rounded=told == "bf16"),
+            flops=flops,
+        )
 
 
 def uneven(episodes: Episode) -> Episode:

@@ -219,13 +219,14 @@ def training(setup: Setup) -> Iterator[Contest]:
     check(work, "tegu", "fp64", moved(found, start), right[False])
     plain = PlainReptile(params, learner, rounded=False)
     flops = timing.operations(lambda: plain.iterate(some, order[0]))
-    acts: dict[str, Callable[[int], None]] = {}
-    for precision, rounded in NAMES:
-        if precision not in acts:
-            engine = Vectorised(learner, vectorise="vmap", compile=True, precision=precision)
+    acts: dict[tuple[str, bool], Callable[[int], None]] = {}
+    contests = [("fp32", "", False), *((*names, True) for names in NAMES)]
+    for precision, rounded, compiled in contests:
+        if (precision, compiled) not in acts:
+            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
             found, _ = engine.outer_step(params, some, at, outer_lr=OUTER_LR)
             check(work, "tegu", precision, moved(found, params), right[False])
-            acts[precision] = _stepping(engine, params, drawn)
+            acts[precision, compiled] = _stepping(engine, params, drawn)
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
         rival.iterate(some, order[0])
         check(work, "plain loop", rounded or "fp32", moved(rival.named(), params), right[True])
@@ -234,7 +235,9 @@ def training(setup: Setup) -> Iterator[Contest]:
             rival.iterate(drawn[i][0], order[i % len(order)])
 
         name = f"plain loop, {rounded}" if rounded else "plain loop"
-        yield Contest(work, precision, name, acts[precision], theirs, flops=flops, each=3)
+        told = work if compiled else f"{work}, not compiled"
+        act = acts[precision, compiled]
+        yield Contest(told, precision, name, act, theirs, flops=flops, each=3)
 
 
 def _stepping(engine: Vectorised, params: Params, drawn: Drawn) -> Callable[[int], None]:
