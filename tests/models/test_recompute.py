@@ -102,7 +102,9 @@ def peak(make: Callable[..., nn.Module], checkpoint: bool, at_once: int, folder:
     half = Examples(x, torch.arange(10).expand(3, 10) % 5, torch.ones(3, 10, dtype=torch.bool))
     init = learner.init()
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         engine.outer_gradient(init, Episode(half, half), KEYS)
     trace = folder / "trace.json"
     profiler.export_chrome_trace(str(trace))
