@@ -60,7 +60,9 @@ class Watch:
     def __enter__(self) -> Watch:
         os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # it prints at every start and end
         self._token = _watch.set(self)
-        self._device = torch.accelerator.current_accelerator()
+        # A build for GPUs names one where there is none.
+        there = torch.accelerator.is_available()
+        self._device = torch.accelerator.current_accelerator() if there else None
         activities = [ProfilerActivity.CPU]
         if self._device is not None and self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
