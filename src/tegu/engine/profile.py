@@ -72,6 +72,7 @@ class Watch:
                 skip_first=TRACED.start - 1, wait=0, warmup=1, active=len(TRACED), repeat=1
             ),
             on_trace_ready=self._keep,
+            acc_events=True,  # there is one cycle; torch 2.11 warns without
         )
         self._profiler.__enter__()
         self._began = time.perf_counter()
