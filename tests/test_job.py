@@ -127,7 +127,7 @@ def test_omniglot_is_loaded_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) 
         one = job(data__name="omniglot", data__partition=partition)
         one.data("meta_train")
         one.data("meta_test")
-    turned = {"data_dir": None, "rotations": True}
+    turned = {"data_dir": None, "rotations": True, "shrink": "nearest"}
     assert asked == [
         ("meta_train", {"partition": "reptile", **turned}),
         ("meta_test", {"partition": "reptile", **turned, "rotations": False}),

@@ -114,6 +114,14 @@ def test_paper_is_white_and_ink_is_black(small: Path, files: dict[str, bytes]) -
     torch.testing.assert_close(data.examples[20, 0], torch.from_numpy(pixels * np.uint8(255)))
 
 
+def test_shrunk_by_the_mean(small: Path) -> None:
+    whole = load_omniglot("meta_train", data_dir=small, size=105).examples
+    found = load_omniglot("meta_train", data_dir=small, size=35, shrink="mean").examples
+    expected = whole.double().unflatten(2, (35, 3)).unflatten(4, (35, 3)).mean((3, 5))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.51)
+    assert len(found.unique()) > 2
+
+
 def test_size_is_the_side_of_the_images(small: Path) -> None:
     whole = load_omniglot("meta_train", data_dir=small, size=105)
     assert whole.examples.shape[1:] == (1, 105, 105)
@@ -383,6 +391,7 @@ def test_a_download_that_cannot_be_kept(
         ("meta_train", {"held_out": 5}, "held_out is 5 with partition 'reptile'"),
         ("meta_train", {"partition": "alphabets", "held_out": 30}, "1 to 29 of the 30"),
         ("meta_train", {"size": 4}, "size is 4; expected 8 to 105 pixels"),
+        ("meta_train", {"shrink": "mena"}, "unknown way to shrink .* Did you mean 'mean'"),
     ],
 )
 def test_bad_settings(split: str, settings: dict[str, object], match: str) -> None:

@@ -25,6 +25,7 @@ from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, unknown
 
 PARTITIONS = ("reptile", "vinyals", "alphabets")
+SHRINK = ("nearest", "mean")
 ENVIRONMENT_VARIABLE = "TEGU_DATA"
 
 _SIDE = 105  # pixels
@@ -102,6 +103,7 @@ def load_omniglot(
     data_dir: str | Path | None = None,
     rotations: bool = False,
     size: int = 28,
+    shrink: str = "nearest",
     download: bool = True,
     seed: int = 0,
     held_out: int = 0,
@@ -126,6 +128,8 @@ def load_omniglot(
             its own. The two published protocols add them to meta_train ("reptile")
             or to every split ("vinyals").
         size: side of the images in pixels, 8 to 105.
+        shrink: how 105 pixels become `size`. "nearest" takes the nearest pixel, as the
+            published codes do, and thin strokes break; "mean" takes the mean of the area.
         download: whether a download is allowed.
         seed: of the shuffle ("reptile") or the choice of held-out alphabets.
         held_out: how many background alphabets go to meta_val, 0 to 29;
@@ -140,13 +144,15 @@ def load_omniglot(
             are missing, unreadable or not Omniglot.
 
     Differs from the source: shrunk by taking the nearest pixel, so that an image
-    keeps two values; this is what the Reptile code does.
+    keeps two values; this is what the Reptile code does. See `shrink`.
     """
     if partition not in PARTITIONS:
         raise unknown("partition", partition, PARTITIONS)
     check_split(split)
     _check_settings(split, partition, size, held_out)
-    characters, images = _all_images(size, _folder(data_dir, download, _BACKGROUND, _EVALUATION))
+    _check_shrink(shrink)
+    folder = _folder(data_dir, download, _BACKGROUND, _EVALUATION)
+    characters, images = _all_images(size, shrink, folder)
     chosen = _partition(characters, partition, seed, held_out)[split]
     row = {character: i for i, character in enumerate(characters)}
     rows = torch.tensor([row[character] for character in chosen])
@@ -164,7 +170,11 @@ def load_omniglot(
 
 
 def load_lake_runs(
-    *, data_dir: str | Path | None = None, size: int = 28, download: bool = True
+    *,
+    data_dir: str | Path | None = None,
+    size: int = 28,
+    shrink: str = "nearest",
+    download: bool = True,
 ) -> LakeRuns:
     """The 20-way one-shot runs of Lake et al. (2015), from all_runs.zip.
 
@@ -175,6 +185,7 @@ def load_lake_runs(
         data_dir: folder with all_runs.zip, or the parent of such a folder called
             omniglot; left out, as for `load_omniglot`.
         size: side of the images in pixels, 8 to 105.
+        shrink: as for `load_omniglot`.
         download: whether a download is allowed.
 
     Returns:
@@ -185,6 +196,7 @@ def load_lake_runs(
         InputError: the archive is missing, unreadable or not Lake's.
     """
     _check_size(size)
+    _check_shrink(shrink)
     path = _source(_folder(data_dir, download, _RUNS), _RUNS)
     files = read_members(path, _RUN_MEMBER, _URLS[_RUNS])
     if content_digest(files) != _RUNS_DIGEST:
@@ -194,8 +206,8 @@ def load_lake_runs(
         lines = files[f"{run}/class_labels.txt"].decode().split()
         pairs = sorted(zip(lines[::2], lines[1::2], strict=True))  # (test image, its class's image)
         training = sorted({image for _, image in pairs})
-        support += [_decode(files[name], size) for name in training]
-        query += [_decode(files[name], size) for name, _ in pairs]
+        support += [_decode(files[name], size, shrink) for name in training]
+        query += [_decode(files[name], size, shrink) for name, _ in pairs]
         labels += [training.index(image) for _, image in pairs]
     shape = (20, 20, 1, size, size)
     return LakeRuns(
@@ -232,6 +244,11 @@ def _check_size(size: int) -> None:
         raise InputError(f"size is {size}", f"8 to {_SIDE} pixels", "Pass size=28, say.")
 
 
+def _check_shrink(shrink: str) -> None:
+    if shrink not in SHRINK:
+        raise unknown("way to shrink", shrink, SHRINK)
+
+
 def _partition(
     characters: list[Character], partition: str, seed: int, held_out: int
 ) -> dict[str, list[Character]]:
@@ -258,7 +275,7 @@ def _vinyals_test(character: Character) -> bool:
     return character.alphabet in _VINYALS_TEST
 
 
-def _all_images(size: int, folder: Path) -> tuple[list[Character], Tensor]:
+def _all_images(size: int, shrink: str, folder: Path) -> tuple[list[Character], Tensor]:
     """All characters, sorted, and their images (32460, 1, size, size) in that order."""
     files = {
         name: data
@@ -279,9 +296,10 @@ def _all_images(size: int, folder: Path) -> tuple[list[Character], Tensor]:
             )
     if content_digest(files) != _IMAGES_DIGEST:
         raise _not_upstream(folder, files)
+    suffix = "" if shrink == "nearest" else f"-{shrink}"
     tensors = cached_tensors(
-        f"omniglot-{size}-{_IMAGES_DIGEST[:16]}",
-        lambda: {"images": torch.stack([_decode(files[name], size) for name in order])},
+        f"omniglot-{size}{suffix}-{_IMAGES_DIGEST[:16]}",
+        lambda: {"images": torch.stack([_decode(files[name], size, shrink) for name in order])},
     )
     return characters, tensors["images"]
 
@@ -300,14 +318,17 @@ def _not_upstream(where: Path, files: dict[str, bytes]) -> InputError:
     )
 
 
-def _decode(data: bytes, size: int) -> Tensor:
+def _decode(data: bytes, size: int, shrink: str) -> Tensor:
     """One image as (1, size, size), uint8, paper 255 and ink 0."""
     import numpy as np
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        small = image.resize((size, size), Image.Resampling.NEAREST)
-    return torch.from_numpy(np.array(small, dtype=np.uint8) * np.uint8(255))[None]
+        if shrink == "mean":
+            small = image.convert("L").resize((size, size), Image.Resampling.BOX)
+        else:
+            small = image.resize((size, size), Image.Resampling.NEAREST).convert("L")
+    return torch.from_numpy(np.array(small, dtype=np.uint8))[None]
 
 
 def _source(folder: Path, part: str) -> Path:

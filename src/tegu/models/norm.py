@@ -126,12 +126,18 @@ def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, T
     else:
         weight = mask.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         weight = weight / weight.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
-    mean = (x * weight).sum(axes, keepdim=True)
+    mean = _summed(x * weight, axes)
     # E (x - c)^2 - (mean - c)^2 is the variance for any constant c, and so are all its
     # derivatives; with c the mean itself, no digits cancel and a gradient needs no third pass.
     centre = mean.detach()
-    var = ((x - centre).square() * weight).sum(axes, keepdim=True) - (mean - centre).square()
+    var = _summed((x - centre).square() * weight, axes) - (mean - centre).square()
     return _per_channel(mean, var)
+
+
+def _summed(x: Tensor, axes: list[int]) -> Tensor:
+    """Sum within rows, then over rows: a compiled loop over both at once loses two digits."""
+    rows = x.sum(axes[1:], keepdim=True) if len(axes) > 1 else x
+    return rows.sum(axes[0], keepdim=True)
 
 
 def _tell(buffer: Tensor | None, mean: Tensor, var: Tensor) -> None:

@@ -100,6 +100,7 @@ class Omniglot(Ink):
     Args:
         partition: reptile, vinyals or alphabets.
         rotations: rotated characters are training classes too.
+        shrink: nearest or mean, as for `load_omniglot`.
     """
 
     name: ClassVar[str] = "omniglot"
@@ -109,12 +110,19 @@ class Omniglot(Ink):
 
     partition: str = "reptile"
     rotations: bool = True
+    shrink: str = "nearest"
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
         # The Vinyals split has rotated classes in every part, the others to train on.
         rotations = self.rotations and (split == "meta_train" or self.partition == "vinyals")
         return self.inked(
-            load_omniglot(split, partition=self.partition, data_dir=data_dir, rotations=rotations)
+            load_omniglot(
+                split,
+                partition=self.partition,
+                data_dir=data_dir,
+                rotations=rotations,
+                shrink=self.shrink,
+            )
         )
 
     def validated(self) -> str:
