@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rows import rivals
-from rows.contest import Contest, Drawn, Setup, check, double, draw
+from rows.contest import Contest, Drawn, Setup, check_several, double, draw
 from rows.plain import PlainConv4, PlainMlp, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -20,6 +20,7 @@ from tegu.job import Job
 from tegu.learners import Learner
 
 OUTER_LR = 1e-3
+CHECKED = 3  # batches of tasks whose gradients are compared
 
 
 class Rival:
@@ -57,23 +58,29 @@ def contests(
 ) -> Iterator[Contest]:
     """One contest for each pair of tegu's precision and rival; ", bf16" marks a rival rounded."""
     params = learner.init()
-    some, at = drawn[0]
     exact = {k: v.double() for k, v in params.items()}
     loop = Rival(rivals.plain, with_weights(network(), exact), loss, learner)
-    right = loop.gradient(double(some))
+    right = [loop.gradient(double(drawn[i][0])) for i in range(CHECKED)]
 
-    def checked(who: str, precision: str, grads: Params) -> None:
-        check(work, who, precision, [grads[k] for k in right], list(right.values()))
+    def checked(who: str, precision: str, gradient: Callable[[int], Params]) -> None:
+        found = [gradient(i) for i in range(CHECKED)]
+        pairs = [
+            ([one[k] for k in wanted], list(wanted.values()))
+            for one, wanted in zip(found, right, strict=True)
+        ]
+        check_several(work, who, precision, pairs)
 
-    ours, _ = Vectorised(learner, vectorise="vmap").outer_gradient(exact, double(some), at)
-    checked("tegu", "fp64", ours)
+    engine = Vectorised(learner, vectorise="vmap")
+    checked(
+        "tegu", "fp64", lambda i: engine.outer_gradient(exact, double(drawn[i][0]), drawn[i][1])[0]
+    )
     plain = Rival(rivals.plain, with_weights(network(), params), loss, learner)
-    flops = timing.operations(lambda: plain.gradient(some))
+    flops = timing.operations(lambda: plain.gradient(drawn[0][0]))
     engines: dict[str, Callable[[int], None]] = {}
     for precision, name in names:
         if precision not in engines:
             engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
-            checked("tegu", precision, engine.outer_gradient(params, some, at)[0])
+            checked("tegu", precision, lambda i, e=engine: e.outer_gradient(params, *drawn[i])[0])
             engines[precision] = _training(engine, params, drawn)
         yield Contest(
             work,
@@ -104,7 +111,7 @@ def _rival(
     loss: Any,
     learner: Learner,
     drawn: Drawn,
-    checked: Callable[[str, str, Params], None],
+    checked: Callable[[str, str, Callable[[int], Params]], None],
 ) -> Callable[[int], None] | None:
     who, _, said = name.partition(", ")
     rounded = said if said == "bf16" else ""
@@ -113,7 +120,7 @@ def _rival(
     model = with_weights(network(), params)
     with rivals.quiet():
         one = Rival(rivals.MAML[who], Rounded(model) if rounded else model, loss, learner)
-        checked(who, rounded or "fp32", one.gradient(drawn[0][0]))
+        checked(who, rounded or "fp32", lambda i: one.gradient(drawn[i][0]))
     return lambda i: one(drawn[i][0])
 
 
