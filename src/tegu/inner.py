@@ -76,7 +76,7 @@ class Adam:
         Kingma, Ba (2015), arXiv:1412.6980, the form before section 2.1.
     """
 
-    lr: float
+    lr: float | Tensor
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

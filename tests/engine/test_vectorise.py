@@ -377,6 +377,23 @@ def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:
     }
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_update_equals_one_that_is_not(images: Episode) -> None:
+    """Gradient, Adam and running statistics in one program, twice, at two step sizes."""
+    model = Conv4(0, size=8, width=4).double()
+    learner = ProtoNet(model=model, normalisation="running")
+    ends = []
+    for compile in (False, True):
+        engine, params = Vectorised(learner, compile=compile), learner.init()
+        outer = engine.outer_state(params)
+        for rate in (0.1, 0.05):
+            params, outer, loss = engine.update(params, outer, images, KEYS, outer_lr=rate)
+        ends.append((params, outer, loss))
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("which", learners_of_every_way())
 def test_a_meta_batch_in_parts_gives_the_same_update(
