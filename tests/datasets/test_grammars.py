@@ -65,6 +65,21 @@ def test_the_grammar_that_people_were_taught(command: str) -> None:
     assert names(mini_scan()[0].interpret(numbers(command))) == FIGURE[command]
 
 
+def test_simple_study_shows_primitives_alone_and_shorter_commands() -> None:
+    source = Grammars(study="simple")
+    shown, asked = [], []
+    for index in range(40):
+        grammar, pairs = source.pairs(index)
+        lengths = [len(command) for command, _ in pairs]
+        assert len({command for command, _ in pairs}) == 24
+        assert {c for c, _ in pairs[:14] if len(c) == 1} == {(w,) for w in grammar.primitives}
+        assert min(lengths[14:]) > 1
+        assert all(grammar.interpret(command) == output for command, output in pairs)
+        shown += [n for n in lengths[:14] if n > 1]
+        asked += lengths[14:]
+    assert sum(asked) / len(asked) > 1 + sum(shown) / len(shown)
+
+
 def test_words_in_a_row_mean_their_symbols_in_a_row() -> None:
     assert names(mini_scan()[0].interpret(numbers("dax lug lug fep"))) == "RED BLUE BLUE BLUE BLUE"
 
@@ -203,6 +218,8 @@ def test_mini_scan_is_that_of_the_authors_file(shared_data: Path) -> None:
 def test_errors() -> None:
     with pytest.raises(InputError, match="split"):
         Grammars("train")
+    with pytest.raises(InputError, match="unknown choice of study examples 'simpel'"):
+        Grammars(study="simpel")
     with pytest.raises(InputError, match="longest is 2"):
         Grammars(longest=2)
     with pytest.raises(InputError, match="3 study examples and 10 queries of gold"):

@@ -38,12 +38,14 @@ from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, unknown
 
 SPLITS = ("meta_train", "meta_val", "meta_test", "gold", "human")
 COMMANDS = ("dax", "lug", "wif", "zup", "fep", "blicket", "kiki", "tufa", "gazzer")
 OUTPUTS = ("RED", "YELLOW", "GREEN", "BLUE", "PURPLE", "PINK")
 PRIMITIVES, FUNCTIONS = 4, 3
+STUDY = ("random", "simple")
+SPREAD = 2.0  # words by which a longer command may come before a shorter one
 
 Sequence = tuple[int, ...]
 
@@ -236,6 +238,9 @@ class Grammars:
         n_support: study examples; 14 where the grammar is the people's.
         n_query: commands asked; 10 where the grammar is the people's.
         longest: words of a command and symbols of an output, at most.
+        study: which commands are shown: "random", as in the paper; or "simple": each primitive
+            alone and for the rest rather the shorter ones, so that queries put together what
+            was shown apart, as they did for people.
 
     Commands and outputs are drawn until there are enough that differ and are short enough;
     so are grammars of the split.
@@ -255,9 +260,12 @@ class Grammars:
     n_support: int = 14
     n_query: int = 10
     longest: int = 8
+    study: str = "random"
 
     def __post_init__(self) -> None:
         check_split(self.split, SPLITS)
+        if self.study not in STUDY:
+            raise unknown("choice of study examples", self.study, STUDY)
         for name, least, most in (
             ("n_support", 1, 100),
             ("n_query", 1, 100),
@@ -298,17 +306,29 @@ class Grammars:
             if _split(grammar.functions) != self.split:
                 continue
             found: dict[Sequence, Sequence] = {}
+            if self.study == "simple":
+                found = {(w,): (s,) for w, s in list(grammar.primitives.items())[:wanted]}
             for _ in range(200 * wanted):
+                if len(found) == wanted:
+                    break
                 command = _command(grammar, draw, self.longest)
                 if command and command not in found:
                     output = grammar.interpret(command)
                     if output and len(output) <= self.longest:
                         found[command] = output
-                        if len(found) == wanted:
-                            break
             if len(found) == wanted:  # else a grammar whose short outputs are few
                 listed = list(found.items())
-                return grammar, [listed[i] for i in _shuffled(list(range(wanted)), draw)]
+                mixed = [listed[i] for i in _shuffled(list(range(wanted)), draw)]
+                return grammar, self._simple_first(mixed, draw) if self.study == "simple" else mixed
+
+    def _simple_first(
+        self, pairs: list[tuple[Sequence, Sequence]], draw: Draw
+    ) -> list[tuple[Sequence, Sequence]]:
+        """Primitives and mostly shorter commands before the others, mixed within both parts."""
+        ranks = [len(c) + SPREAD * draw() if len(c) > 1 else 0 for c, _ in pairs]
+        chosen = sorted(sorted(range(len(pairs)), key=ranks.__getitem__)[: self.n_support])
+        others = [i for i in range(len(pairs)) if i not in chosen]
+        return [pairs[i] for i in (*chosen, *others)]
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64, as one batch on its device.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tegu import datasets
 from tegu.datasets import ClassDataset
-from tegu.datasets.grammars import COMMANDS, OUTPUTS
+from tegu.datasets.grammars import COMMANDS, OUTPUTS, STUDY
 from tegu.datasets.tokens import WORDS
 from tegu.errors import unknown
 from tegu.sampling import Tasks
@@ -26,6 +26,7 @@ class Grammars(Source):
         test: what figures are of: "meta_test", grammars unlike those of training; "gold",
             the grammar that people were taught, in many wordings; "human", the one episode
             that they saw.
+        study: "random" or "simple": which commands of a generated grammar are shown.
     """
 
     name: ClassVar[str] = "grammars"
@@ -40,11 +41,14 @@ class Grammars(Source):
 
     longest: int = 8
     test: str = "meta_test"
+    study: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.test not in TESTS:
             raise unknown("data.test", self.test, TESTS)
+        if self.study not in STUDY:
+            raise unknown("data.study", self.study, STUDY)
 
     def inputs(self) -> Inputs:
         return Inputs(
@@ -62,6 +66,7 @@ class Grammars(Source):
             n_support=wanted.n_shot,
             n_query=wanted.n_query,
             longest=self.longest,
+            study=self.study,
         )
 
     def protocol(self) -> dict[str, Any]:
