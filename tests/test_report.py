@@ -160,6 +160,14 @@ def test_timings_have_a_table_too(document: dict[str, Any]) -> None:
     )
 
 
+def test_figures_and_timings_make_a_table_each(document: dict[str, Any]) -> None:
+    document["cells"] = [TIMING, *document["cells"]]
+    lines = report.markdown_table(document).splitlines()
+    ends = lines.index("")
+    assert "accuracy" in lines[0] and "95.41" in lines[ends - 1]
+    assert "times as fast" in lines[ends + 1] and "2.00 %" not in lines[ends - 1]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(41.2, "41 s"), (725, "12 min"), (3590, "1 h 00 min"), (4080, "1 h 08 min")],

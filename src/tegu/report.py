@@ -339,13 +339,14 @@ def profile_document(watch: Watch) -> dict[str, Any]:
 def markdown_table(document: dict[str, Any]) -> str:
     """The table of a result document for the documents, with its origin under it.
 
-    A document that brings a table of its own, header first, gets that one.
+    A document that brings a table of its own, header first, gets that one. Figures and
+    timings in one document make a table each.
     """
     check(document)
     own: list[list[str]] = document.get("table", [])
-    header, rows = (own[0], own[1:]) if own else _rows(document["cells"])
-    lines = [header, ["---"] * len(header), *rows]
-    body = ["| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines]
+    kinds = [[c for c in document["cells"] if ("metric" in c) == kind] for kind in (True, False)]
+    tables = [(own[0], own[1:])] if own else [_rows(cells) for cells in kinds if cells]
+    body = "\n\n".join(_markdown(header, rows) for header, rows in tables)
     machine = document["hardware"]
     took = document["training"]["seconds"]
     origin = [
@@ -356,7 +357,12 @@ def markdown_table(document: dict[str, Any]) -> str:
         machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
         f"training {duration(took)}" if took else "",
     ]
-    return "\n".join([*body, "", "; ".join(filter(None, origin)) + ".", ""])
+    return "\n".join([body, "", "; ".join(filter(None, origin)) + ".", ""])
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(x.replace("|", "\\|") for x in y) + " |" for y in lines)
 
 
 def _rows(cells: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
