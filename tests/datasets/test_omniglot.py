@@ -164,6 +164,7 @@ def test_a_damaged_cache_is_built_again(small: Path, cache: Path) -> None:
     flipped = whole[:-100] + bytes([whole[-100] ^ 255]) + whole[-99:]
     for damage in (flipped, whole[:1000], b"", b"\xff" * 64):
         kept.write_bytes(damage)
+        omniglot._kept_images.cache_clear()  # as in another process
         found = load_omniglot("meta_train", data_dir=small).examples
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         assert kept.read_bytes() == whole
@@ -174,7 +175,17 @@ def test_the_cache_spares_decoding(
     small: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_omniglot("meta_train", data_dir=small).examples
+    omniglot._kept_images.cache_clear()  # as in another process
     monkeypatch.setattr(omniglot, "_decode", None)
+    found = load_omniglot("meta_train", data_dir=small).examples
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_splits_of_one_process_read_the_archives_once(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_omniglot("meta_train", data_dir=small).examples
+    monkeypatch.setattr(omniglot, "read_members", None)
     found = load_omniglot("meta_train", data_dir=small).examples
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

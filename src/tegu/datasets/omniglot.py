@@ -11,6 +11,7 @@ import io
 import os
 import random
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -276,7 +277,28 @@ def _vinyals_test(character: Character) -> bool:
 
 
 def _all_images(size: int, shrink: str, folder: Path) -> tuple[list[Character], Tensor]:
-    """All characters, sorted, and their images (32460, 1, size, size) in that order."""
+    """All characters, sorted, and their images (32460, 1, size, size) in that order.
+
+    The splits of one run share what is read from archives; an archive that has changed is
+    read again. Extracted folders, whose files can change unseen, are read each time.
+    """
+    sources = [_source(folder, part) for part in (_BACKGROUND, _EVALUATION)]
+    if any(source.is_dir() for source in sources):
+        return _read_images(size, shrink, folder)
+    state = [source.stat() for source in sources]
+    return _kept_images(
+        size, shrink, folder, *((s.st_ino, s.st_mtime_ns, s.st_size) for s in state)
+    )
+
+
+@lru_cache(maxsize=1)
+def _kept_images(
+    size: int, shrink: str, folder: Path, *archives: tuple[int, int, int]
+) -> tuple[list[Character], Tensor]:
+    return _read_images(size, shrink, folder)
+
+
+def _read_images(size: int, shrink: str, folder: Path) -> tuple[list[Character], Tensor]:
     files = {
         name: data
         for part in (_BACKGROUND, _EVALUATION)
