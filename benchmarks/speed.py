@@ -70,7 +70,8 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
     named = ("tegu", contest.ours), (contest.rival, contest.theirs)
     for who, act in named:
         if act:
-            act(0)  # what is compiled at a first call is no memory of the work
+            for _ in range(3):  # what is compiled at first calls is no memory of the work
+                act(0)
         found = peak.of(lambda act=act: act(0)) if act else None
         if found:
             work = f"{contest.work}, {contest.precision}: {who}"
