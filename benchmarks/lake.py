@@ -33,7 +33,8 @@ from tegu import keys, recipes, report
 from tegu.datasets import ClassDataset, load_lake_runs, load_omniglot
 from tegu.datasets.augment import affine
 from tegu.datasets.omniglot import SHRINK
-from tegu.engine.train import Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.inner import Params

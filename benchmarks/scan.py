@@ -23,7 +23,8 @@ import torch
 from tegu import report
 from tegu.datasets import MutualExclusivity, Scan
 from tegu.engine.evaluate import Result, evaluate
-from tegu.engine.train import Progress, Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.inner import Params
 from tegu.learners.seq2seq import MetaSeq2Seq

@@ -13,7 +13,8 @@ import torch
 from tegu.datasets import ClassDataset
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.evaluate import Result, evaluate
-from tegu.engine.train import Progress, Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, can_compile
 from tegu.errors import InputError, unknown
 from tegu.inner import Params

@@ -15,7 +15,8 @@ from tegu import keys
 from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
-from tegu.engine.train import Progress, Run, Settings
+from tegu.engine.run import Run
+from tegu.engine.train import Progress, Settings
 from tegu.engine.train import meta_train as _meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Examples

@@ -33,7 +33,8 @@ from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, joined, name_of_start, surroundings
 from tegu.engine.evaluate import evaluate
-from tegu.engine.train import Interrupted, Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Interrupted, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode
 from tegu.errors import InputError

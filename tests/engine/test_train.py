@@ -22,15 +22,8 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
-from tegu.engine.train import (
-    BLOCK,
-    Interrupted,
-    Progress,
-    Run,
-    Settings,
-    meta_train,
-    read_metrics,
-)
+from tegu.engine.run import Run, read_metrics
+from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
 from tegu.errors import InputError
@@ -195,7 +188,8 @@ import sys, torch
 from pathlib import Path
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
-from tegu.engine.train import Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.learners import Reptile
 from tegu.models import Mlp
@@ -428,7 +422,7 @@ def test_a_resumed_run_wants_its_metrics_whole(tasks: FewShotTasks, tmp_path: Pa
 
 
 def test_metrics_that_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tegu.engine.train.LARGEST", 10)
+    monkeypatch.setattr("tegu.engine.run.LARGEST", 10)
     (tmp_path / "metrics.jsonl").write_text('{"iteration": 2}\n')
     with pytest.raises(InputError, match="has 17 bytes; expected at most 10"):
         read_metrics(tmp_path / "metrics.jsonl")

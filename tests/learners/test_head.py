@@ -17,7 +17,8 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.evaluate import evaluate
-from tegu.engine.train import Interrupted, Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Interrupted, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, pooled, select
 from tegu.errors import InputError

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tegu.datasets import Sinusoids
 from tegu.engine.checkpoint import load_checkpoint
-from tegu.engine.train import Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.learners import Joint
 from tegu.losses import squared_error

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
-from tegu.engine.train import Progress, Run, Settings, meta_train
+from tegu.engine.run import Run
+from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised, can_compile
 from tegu.episodes import Episode, select
 from tegu.errors import InputError

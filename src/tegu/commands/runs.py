@@ -19,7 +19,8 @@ from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.profile import Watch
-from tegu.engine.train import LARGEST, Progress, Run, read_metrics
+from tegu.engine.run import LARGEST, Run, read_metrics
+from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import signal
 import statistics
@@ -12,21 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tegu.engine.batches import BLOCK, batches
-from tegu.engine.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    write_atomically,
-)
+from tegu.engine.checkpoint import Checkpoint, save_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
 from tegu.engine.profile import iterated, part
+from tegu.engine.run import Run
 from tegu.engine.vectorise import Vectorised
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
@@ -34,7 +27,6 @@ from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
 STOPS = (signal.SIGINT, signal.SIGTERM)
-LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
 
 class Interrupted(Exception):  # noqa: N818, the run is whole
@@ -118,140 +110,157 @@ class Settings:
 
 
 @dataclass
-class Run:
-    """A run's folder: `recipe.json`, `metrics.jsonl`, `checkpoint.safetensors`.
+class _Sitting:
+    """A run from a start to the next stop: where it stands, and what it does now and then.
 
     Args:
-        folder: where; made if it is not there.
-        recipe: everything that decides the result, as plain data.
-        job: name of the job that starts the run, kept in a file `job`. A job whose
-            processes are started again goes on with its own run without being told.
+        settings: how long, how fast.
+        run: where to keep checkpoints and metrics; None on all ranks but the first.
+        progress: who is told about the run; likewise.
+        ranks: the processes that share the work.
+        params: what has been meta-learned.
+        outer: the outer optimiser's state.
+        report: how far the run has come.
+        earlier: losses since the last report, from before the run was resumed.
     """
 
-    folder: Path
-    recipe: dict[str, Any]
-    job: str = ""
-    _lines: list[str] = field(default_factory=list)
+    settings: Settings
+    run: Run | None
+    progress: Callable[[Progress], None] | None
+    ranks: Ranks
+    params: Params
+    outer: Params
+    report: Progress
+    earlier: list[float]
+    losses: list[Tensor] = field(default_factory=list)
+    signals: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic() - self.report.seconds
+        self.kept = time.monotonic()
 
     @property
-    def checkpoint(self) -> Path:
-        """The file that holds what was meta-learned so far."""
-        return self.folder / "checkpoint.safetensors"
+    def ended(self) -> bool:
+        """Whether all iterations, or all seconds, are behind."""
+        return self.settings.done(self.report.iteration, self.report.seconds) >= 1
 
-    def digest(self) -> str:
-        """SHA-256 of the recipe."""
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+    @property
+    def at_interval(self) -> bool:
+        """Whether a validation is due."""
+        every = self.settings.validate_every
+        return bool(every) and (self.ended or self.report.iteration % every == 0)
 
-    def open(self, *, resume: bool) -> Checkpoint | None:
-        """Starts the folder, or reads where it stopped.
+    def note(self) -> list[float]:
+        """Signals seen on any rank; by the clock of rank 0, the time and whether to save."""
+        now = time.monotonic()
+        due = now - self.kept >= self.settings.checkpoint_seconds
+        own = [now - self.started, float(due)] if self.ranks.first else [0.0, 0.0]
+        return [float(signum in self.signals) for signum in STOPS] + own
+
+    def unreported(self) -> list[float]:
+        """Losses since the last report."""
+        return [*self.earlier, *(torch.stack(self.losses).tolist() if self.losses else [])]
+
+    def validated(self, validate: Callable[[Params], float]) -> None:
+        """A validation, whose time is none of meta-training."""
+        paused = time.monotonic()
+        with part("validation"):
+            self.report.validation = validate(self.params)
+        self.started += time.monotonic() - paused
+
+    def told(self, *, log: bool) -> None:
+        """A report, in the metrics too if `log`.
 
         Raises:
-            InputError: the folder holds something else, or another run.
+            InputError: the loss is not finite.
         """
-        file = self.folder / "recipe.json"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(
-                f"{self.folder} is a file", "a folder for the run", "Choose another name."
-            )
-        # What a kill in the middle of a write leaves behind; see write_atomically.
-        unfinished = {
-            path
-            for name in (file.name, self.checkpoint.name, "metrics.jsonl", "job")
-            for path in self.folder.glob(f".{name}.*")
-        }
-        mark = self.folder / "job"
-        mine = bool(self.job) and mark.is_file() and mark.read_bytes() == self.job.encode()
-        # The mark is written first, and alone it is no run.
-        if self.folder.exists() and set(self.folder.iterdir()) - unfinished - {mark}:
-            self._check_is_mine(file)
-            resume = resume or mine
-            if not resume:
-                raise InputError(
-                    f"{self.folder} holds a run already",
-                    "a new or empty folder",
-                    "Add --resume to go on with it, or choose another folder.",
+        report = self.report
+        report.loss = statistics.fmean(self.unreported())
+        if not math.isfinite(report.loss):
+            raise shared(
+                InputError(
+                    f"the training loss is {report.loss} at iteration {report.iteration}",
+                    "a finite loss",
+                    "Lower inner_lr or outer_lr, or look for bad values in the data.",
                 )
-            self._sign(mark)
-        else:
-            self._sign(mark)
-            write_atomically(file, json.dumps(self.recipe, indent=1).encode())
-        for path in unfinished:
-            path.unlink(missing_ok=True)
-        if not (resume and self.checkpoint.exists()):
-            return None
-        checkpoint = load_checkpoint(self.checkpoint)
-        for values in read_metrics(self.folder / "metrics.jsonl"):
-            if values["iteration"] <= checkpoint.iteration:
-                self._lines.append(json.dumps(values))
-        return checkpoint
-
-    def _sign(self, mark: Path) -> None:
-        if self.job:
-            write_atomically(mark, self.job.encode())
-        elif mark.exists():
-            mark.unlink(missing_ok=True)
-
-    def _check_is_mine(self, file: Path) -> None:
-        if not file.is_file():
-            raise InputError(
-                f"{self.folder} is not empty and holds no run",
-                "a new or empty folder, or a run to resume",
-                "Choose another folder; nothing in this one was touched.",
             )
-        try:
-            other = json.loads(file.read_text())
-            if not isinstance(other, dict):
-                raise ValueError(f"a {type(other).__name__}")
-        except (ValueError, RecursionError) as failure:
+        self.earlier, self.losses = [], []
+        if self.progress:
+            self.progress(report)
+        if self.run and log:
+            self.run.log(
+                iteration=report.iteration,
+                loss=report.loss,
+                validation=report.validation,
+                seconds=report.seconds,
+            )
+
+    def keep(self) -> None:
+        """Saves a checkpoint.
+
+        Raises:
+            InputError: some parameter is not finite.
+        """
+        if bad := [k for k, v in self.params.items() if not bool(v.isfinite().all())]:
+            raise shared(
+                InputError(
+                    f"'{bad[0]}' holds NaN or infinity after iteration {self.report.iteration}",
+                    "finite numbers",
+                    "Lower inner_lr or outer_lr, or look for bad values in the data; "
+                    "an earlier checkpoint is unharmed.",
+                )
+            )
+        if self.run:
+            notes = {"seconds": time.monotonic() - self.started, "losses": self.unreported()}
+            save_checkpoint(
+                self.run.checkpoint,
+                Checkpoint(
+                    self.params,
+                    self.outer,
+                    self.report.iteration,
+                    self.settings.seed,
+                    self.run.digest(),
+                    notes,
+                ),
+            )
+        self.kept = time.monotonic()
+
+
+def _sitting(
+    engine: Vectorised,
+    tasks: Tasks,
+    settings: Settings,
+    run: Run | None,
+    resume: bool,
+    progress: Callable[[Progress], None] | None,
+    ranks: Ranks,
+) -> _Sitting:
+    """A run at its start, or where its checkpoint left it; on all ranks the same."""
+    params = engine.learner.init()
+    device = tasks.episodes(torch.arange(1)).support.x.device
+    params = {k: v.to(device) for k, v in params.items()}
+    start = params, engine.outer_state(params)
+
+    def begin() -> tuple[list[Any], tuple[Params, ...]]:
+        saved = run.open(resume=resume) if run else None
+        if not (run and saved):
+            return [0, 0.0, []], start
+        if saved.recipe != run.digest():
             raise InputError(
-                f"{file} holds no settings",
-                "a recipe that tegu has written",
+                f"{run.checkpoint} belongs to other settings",
+                "a checkpoint of this run",
                 "Choose another folder.",
-            ) from failure
-        mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
-        if other != mine:
-            changed = sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k))
-            raise InputError(
-                f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ)",
-                "the settings that the run was started with",
-                "Use those settings, or choose another folder.",
             )
+        spent = float(saved.notes.get("seconds", 0.0))
+        losses = [float(loss) for loss in saved.notes.get("losses", [])]
+        return [saved.iteration, spent, losses], (saved.params, saved.outer)
 
-    def log(self, **values: Any) -> None:
-        """Adds a line to the metrics."""
-        self._lines.append(json.dumps(values))
-        write_atomically(self.folder / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, a dict a line; none where there is no file.
-
-    Raises:
-        InputError: a line is not what a run writes; the last may be cut short.
-    """
-    if not file.is_file():
-        return []
-    if file.stat().st_size > LARGEST:
-        raise InputError(
-            f"{file} has {file.stat().st_size:,} bytes", f"at most {LARGEST:,}", "Shorten it."
-        )
-    lines = file.read_bytes().splitlines()
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            if type(values["iteration"]) is not int:
-                raise ValueError("iteration is no whole number")
-        except (ValueError, KeyError, TypeError, RecursionError) as failure:
-            if number == len(lines) and number > 1:
-                break  # it was being written when the machine stopped
-            raise InputError(
-                f"line {number} of {file} holds no figures of a run",
-                "lines that tegu has written",
-                "Move the file away to go on without its learning curve.",
-            ) from failure
-        found.append(values)
-    return found
+    (iteration, seconds, losses), found = ranks.from_first(begin)
+    params, outer = ({k: v.to(device) for k, v in one.items()} for one in found)
+    report = Progress(iteration, settings.meta_iterations, float("nan"), seconds)
+    if not ranks.first:
+        run = progress = None
+    return _Sitting(settings, run, progress, ranks, params, outer, report, losses)
 
 
 def meta_train(
@@ -285,145 +294,64 @@ def meta_train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
     ranks.check(engine.learner, settings.meta_batch)
-    params = engine.learner.init()
-    some = tasks.episodes(torch.arange(1)).support.x
-    params = {k: v.to(some.device) for k, v in params.items()}
-    outer = engine.outer_state(params)
-    start = params, outer
-
-    def begin() -> tuple[list[Any], tuple[Params, ...]]:
-        saved = run.open(resume=resume) if run else None
-        if not (run and saved):
-            return [0, 0.0, []], start
-        if saved.recipe != run.digest():
-            raise InputError(
-                f"{run.checkpoint} belongs to other settings",
-                "a checkpoint of this run",
-                "Choose another folder.",
-            )
-        spent = float(saved.notes.get("seconds", 0.0))
-        unreported = [float(loss) for loss in saved.notes.get("losses", [])]
-        return [saved.iteration, spent, unreported], (saved.params, saved.outer)
-
-    (first, seconds, before), found = ranks.from_first(begin)
-    params, outer = ({k: v.to(some.device) for k, v in one.items()} for one in found)
-    if not ranks.first:
-        run = progress = None
-    report = Progress(first, settings.meta_iterations, float("nan"), seconds)
-    if settings.done(first, seconds) >= 1:
-        return params, report  # resumed at its end, which may be one of time
-    started, kept = time.monotonic() - seconds, time.monotonic()
-    losses: list[Tensor] = []
-
-    def unreported() -> list[float]:
-        """Losses since the last report, those before the run was resumed among them."""
-        return [*before, *(torch.stack(losses).tolist() if losses else [])]
-
-    def keep() -> None:
-        bad = [k for k, v in params.items() if not bool(v.isfinite().all())]
-        if bad:
-            raise shared(
-                InputError(
-                    f"'{bad[0]}' holds NaN or infinity after iteration {report.iteration}",
-                    "finite numbers",
-                    "Lower inner_lr or outer_lr, or look for bad values in the data; "
-                    "an earlier checkpoint is unharmed.",
-                )
-            )
-        if run:
-            save_checkpoint(
-                run.checkpoint,
-                Checkpoint(
-                    params,
-                    outer,
-                    report.iteration,
-                    settings.seed,
-                    run.digest(),
-                    {"seconds": time.monotonic() - started, "losses": unreported()},
-                ),
-            )
-
-    def note() -> list[float]:
-        """Signals seen on any rank; by the clock of rank 0, the time and whether to save."""
-        now = time.monotonic()
-        due = now - kept >= settings.checkpoint_seconds
-        own = [now - started, float(due)] if ranks.first else [0.0, 0.0]
-        return [float(signum in stopped) for signum in STOPS] + own
-
-    meeting = Meeting(ranks, settings.meta_batch, note)
+    now = _sitting(engine, tasks, settings, run, resume, progress, ranks)
+    report = now.report
+    if now.ended:
+        return now.params, report  # resumed at its end, which may be one of time
+    meeting = Meeting(ranks, settings.meta_batch, now.note)
     meets = {"others": meeting} if ranks.world > 1 else {}
-    with _stop_signals() as stopped:
+    with _stop_signals(now.signals):
         for iteration, episodes, key in batches(
             tasks,
             meta_batch=settings.meta_batch,
             seed=settings.seed,
-            first=first,
+            first=report.iteration,
             last=settings.meta_iterations,
             own=ranks.part(settings.meta_batch),
         ):
             done = settings.done(iteration, report.seconds)
-            rate = settings.outer_rate(done)
-            params, outer, loss = engine.update(
-                params, outer, episodes, key, outer_lr=rate, done=done, **meets
+            now.params, now.outer, loss = engine.update(
+                now.params,
+                now.outer,
+                episodes,
+                key,
+                outer_lr=settings.outer_rate(done),
+                done=done,
+                **meets,
             )
-            losses.append(loss)
+            now.losses.append(loss)
             *signals, report.seconds, due = meeting.told()
             report.iteration = iteration + 1
-            last = settings.done(report.iteration, report.seconds) >= 1
-            every = settings.validate_every
-            noted = last or bool(every and report.iteration % every == 0)
-            if validate and every and noted:
-                paused = time.monotonic()
-                with part("validation"):
-                    report.validation = validate(params)
-                started += time.monotonic() - paused
-            if noted or len(before) + len(losses) >= BLOCK:
-                report.loss = statistics.fmean(unreported())
-                if not math.isfinite(report.loss):
-                    raise shared(
-                        InputError(
-                            f"the training loss is {report.loss} at iteration {report.iteration}",
-                            "a finite loss",
-                            "Lower inner_lr or outer_lr, or look for bad values in the data.",
-                        )
-                    )
-                before, losses = [], []
-                if progress:
-                    progress(report)
-                if run and every and noted:
-                    run.log(
-                        iteration=report.iteration,
-                        loss=report.loss,
-                        validation=report.validation,
-                        seconds=report.seconds,
-                    )
+            last = now.ended
+            if validate and now.at_interval:
+                now.validated(validate)
+            if last or now.at_interval or len(now.earlier) + len(now.losses) >= BLOCK:
+                now.told(log=now.at_interval)
             if ranks.world == 1:  # need not wait for the next meeting
-                signals = [float(signum in stopped) for signum in STOPS]
+                signals = [float(signum in now.signals) for signum in STOPS]
             stop = [signum for signum, seen in zip(STOPS, signals, strict=True) if seen]
             if stop or last or due:
                 with part("checkpoint"):
-                    keep()
-                kept = time.monotonic()
+                    now.keep()
             iterated()
             if stop and not last:
                 raise Interrupted(stop[0], report.iteration)
             if last:
                 break
-    return params, report
+    return now.params, report
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals(seen: list[int]) -> Iterator[None]:
     """Collects SIGINT and SIGTERM, so that an iteration is never torn apart."""
-    seen: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield seen
+        yield
         return
     handlers = {}
     for signum in STOPS:
         handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
     try:
-        yield seen
+        yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

@@ -1,0 +1,151 @@
+"""A run's folder: its recipe, metrics and checkpoint, of which nothing is ever torn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from tegu.errors import InputError
+
+LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
+
+
+@dataclass
+class Run:
+    """A run's folder: `recipe.json`, `metrics.jsonl`, `checkpoint.safetensors`.
+
+    Args:
+        folder: where; made if it is not there.
+        recipe: everything that decides the result, as plain data.
+        job: name of the job that starts the run, kept in a file `job`. A job whose
+            processes are started again goes on with its own run without being told.
+    """
+
+    folder: Path
+    recipe: dict[str, Any]
+    job: str = ""
+    _lines: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that holds what was meta-learned so far."""
+        return self.folder / "checkpoint.safetensors"
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe."""
+        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+
+    def open(self, *, resume: bool) -> Checkpoint | None:
+        """Starts the folder, or reads where it stopped.
+
+        Raises:
+            InputError: the folder holds something else, or another run.
+        """
+        file = self.folder / "recipe.json"
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(
+                f"{self.folder} is a file", "a folder for the run", "Choose another name."
+            )
+        # What a kill in the middle of a write leaves behind; see write_atomically.
+        unfinished = {
+            path
+            for name in (file.name, self.checkpoint.name, "metrics.jsonl", "job")
+            for path in self.folder.glob(f".{name}.*")
+        }
+        mark = self.folder / "job"
+        mine = bool(self.job) and mark.is_file() and mark.read_bytes() == self.job.encode()
+        # The mark is written first, and alone it is no run.
+        if self.folder.exists() and set(self.folder.iterdir()) - unfinished - {mark}:
+            self._check_is_mine(file)
+            resume = resume or mine
+            if not resume:
+                raise InputError(
+                    f"{self.folder} holds a run already",
+                    "a new or empty folder",
+                    "Add --resume to go on with it, or choose another folder.",
+                )
+            self._sign(mark)
+        else:
+            self._sign(mark)
+            write_atomically(file, json.dumps(self.recipe, indent=1).encode())
+        for path in unfinished:
+            path.unlink(missing_ok=True)
+        if not (resume and self.checkpoint.exists()):
+            return None
+        checkpoint = load_checkpoint(self.checkpoint)
+        for values in read_metrics(self.folder / "metrics.jsonl"):
+            if values["iteration"] <= checkpoint.iteration:
+                self._lines.append(json.dumps(values))
+        return checkpoint
+
+    def _sign(self, mark: Path) -> None:
+        if self.job:
+            write_atomically(mark, self.job.encode())
+        elif mark.exists():
+            mark.unlink(missing_ok=True)
+
+    def _check_is_mine(self, file: Path) -> None:
+        if not file.is_file():
+            raise InputError(
+                f"{self.folder} is not empty and holds no run",
+                "a new or empty folder, or a run to resume",
+                "Choose another folder; nothing in this one was touched.",
+            )
+        try:
+            other = json.loads(file.read_text())
+            if not isinstance(other, dict):
+                raise ValueError(f"a {type(other).__name__}")
+        except (ValueError, RecursionError) as failure:
+            raise InputError(
+                f"{file} holds no settings",
+                "a recipe that tegu has written",
+                "Choose another folder.",
+            ) from failure
+        mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
+        if other != mine:
+            changed = sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k))
+            raise InputError(
+                f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ)",
+                "the settings that the run was started with",
+                "Use those settings, or choose another folder.",
+            )
+
+    def log(self, **values: Any) -> None:
+        """Adds a line to the metrics."""
+        self._lines.append(json.dumps(values))
+        write_atomically(self.folder / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a dict a line; none where there is no file.
+
+    Raises:
+        InputError: a line is not what a run writes; the last may be cut short.
+    """
+    if not file.is_file():
+        return []
+    if file.stat().st_size > LARGEST:
+        raise InputError(
+            f"{file} has {file.stat().st_size:,} bytes", f"at most {LARGEST:,}", "Shorten it."
+        )
+    lines = file.read_bytes().splitlines()
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            if type(values["iteration"]) is not int:
+                raise ValueError("iteration is no whole number")
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
+            if number == len(lines) and number > 1:
+                break  # it was being written when the machine stopped
+            raise InputError(
+                f"line {number} of {file} holds no figures of a run",
+                "lines that tegu has written",
+                "Move the file away to go on without its learning curve.",
+            ) from failure
+        found.append(values)
+    return found
