@@ -95,11 +95,11 @@ def lake_episodes(data_dir: Path | None, shrink: str) -> Episode:
     return Episode(*halves)
 
 
-def learner_of(name: str, seed: int, n_classes: int, width: int) -> Learner:
-    """The learner with its usual settings, on the classic Conv-4."""
+def learner_of(name: str, seed: int, n_classes: int, width: int, pool: bool) -> Learner:
+    """The learner with its usual settings, on Conv-4."""
     settings = {
         "data.partition": "alphabets",
-        "model.pool": True,
+        "model.pool": pool,
         "model.width": width,
         "train.n_way": 20,
         "train.seed": seed,
@@ -139,7 +139,7 @@ def trained(
 ) -> tuple[Learner, Params, float]:
     """One training run; its seconds with it."""
     data = training_data(which, arguments.data_dir, arguments.shrink)
-    learner = learner_of(name, seed, data.n_classes, arguments.width)
+    learner = learner_of(name, seed, data.n_classes, arguments.width, not arguments.strides)
     augment = partial(affine, fill=0.0)
     tasks: Any
     if LEARNERS[name].pretrains:
@@ -161,7 +161,7 @@ def trained(
                 f"  {progress.iteration:,} {progress.loss:.3f} {progress.seconds:.0f} s", flush=True
             )
 
-    asked = ("seconds", "width", "shrink", "meta_batch", "precision", "compile")
+    asked = ("seconds", "width", "strides", "shrink", "meta_batch", "precision", "compile")
     recipe = {key: getattr(arguments, key) for key in asked}
     run = Run(
         arguments.run / f"{name}-{which}-{seed}",
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=32)
     parser.add_argument("--shrink", default="mean", choices=SHRINK, help="to 28 pixels")
     parser.add_argument("--width", type=int, default=64, help="filters of Conv-4")
+    parser.add_argument("--strides", action="store_true", help="in place of max-pooling: faster")
     parser.add_argument("--meta-batch", type=int, default=1)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--compile", action="store_true")
@@ -235,6 +236,7 @@ def main() -> None:
         f"--views {arguments.views}",
         f"--width {arguments.width}",
     ]
+    options += ["--strides"] * arguments.strides
     options += [f"--learner {name}" for name in arguments.learner]
     options += [f"--set {name}" for name in arguments.set]
     document = report.result_document(
