@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.episodes import Episode, Examples
+from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode, Examples, select
 from tegu.inner import Params
-from tegu.learners import Head
+from tegu.learners import Head, Learner
 from tegu.sampling import FewShotTasks
 
 Slopes = Callable[..., tuple[Tensor, Tensor]]
+AsPlain = Callable[..., Params]
+AsDifferences = Callable[..., None]
 Clusters = tuple[Examples, Examples]
 Judge = Callable[[Head, Params, list[Clusters]], float]
 Features = Callable[[Params, Tensor], Tensor]
@@ -67,22 +71,79 @@ def slopes() -> Slopes:
         at: Params,
         gradient: Params,
         *,
+        kinds: Sequence[str] = ("",),
         count: int = 4,
         step: float = 1e-5,
     ) -> tuple[Tensor, Tensor]:
+        """`count` directions for each kind: along them, parameters move whose names begin so."""
         generator = torch.Generator().manual_seed(11)
         by_gradient, by_differences = [], []
-        for _ in range(count):
-            way = {k: torch.randn(v.shape, generator=generator).to(v) for k, v in at.items()}
+        for kind in [kind for kind in kinds for _ in range(count)]:
+            way = {
+                k: torch.randn(v.shape, generator=generator).to(v)
+                for k, v in at.items()
+                if k.startswith(kind)
+            }
             ends = [
-                function({k: v + sign * step * way[k] for k, v in at.items()}).detach()
+                function({k: v + sign * step * way.get(k, 0) for k, v in at.items()}).detach()
                 for sign in (1, -1)
             ]
             by_differences.append((ends[0] - ends[1]) / (2 * step))
-            by_gradient.append(sum((gradient[k] * way[k]).sum() for k in at))
+            by_gradient.append(sum((gradient[k] * way[k]).sum() for k in way))
         return torch.stack(by_gradient), torch.stack(by_differences)
 
     return measure
+
+
+@pytest.fixture
+def as_plain() -> AsPlain:
+    """The outer gradient, held against autograd's through a loss that is written out."""
+
+    def check(
+        learner: Learner,
+        params: Params,
+        episodes: Episode,
+        plain: Callable[[Params, Episode], Tensor],
+        *,
+        rtol: float = 1e-10,
+    ) -> Params:
+        count = len(episodes.support.y)
+        at = keys.fold(keys.key(0), torch.arange(count))
+        found, loss = Vectorised(learner).outer_gradient(params, episodes, at)
+        leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
+        expected_loss = torch.stack([plain(leaves, select(episodes, t)) for t in range(count)])
+        mean = expected_loss.mean()
+        expected = torch.autograd.grad(mean, list(leaves.values()), materialize_grads=True)
+        assert found.keys() == leaves.keys()
+        torch.testing.assert_close(list(found.values()), list(expected), rtol=rtol, atol=1e-12)
+        torch.testing.assert_close(loss, mean.detach(), rtol=1e-12, atol=0)
+        return found
+
+    return check
+
+
+@pytest.fixture
+def as_differences(slopes: Slopes) -> AsDifferences:
+    """The outer gradient in float64, held against differences of a loss that is written out."""
+
+    def check(
+        learner: Learner,
+        params: Params,
+        episodes: Episode,
+        plain: Callable[[Params, Episode], Tensor],
+    ) -> None:
+        count = len(episodes.support.y)
+        at = keys.fold(keys.key(0), torch.arange(count))
+        found, _ = Vectorised(learner).outer_gradient(params, episodes, at)
+
+        def mean_loss(moved: Params) -> Tensor:
+            leaves = {k: p.requires_grad_() for k, p in moved.items()}
+            return torch.stack([plain(leaves, select(episodes, t)) for t in range(count)]).mean()
+
+        by_gradient, by_differences = slopes(mean_loss, params, found, count=5)
+        torch.testing.assert_close(by_gradient, by_differences, rtol=0, atol=1e-6)
+
+    return check
 
 
 @pytest.fixture

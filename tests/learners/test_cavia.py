@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -63,33 +64,18 @@ def episodes() -> Episode:
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_the_meta_gradient_is_that_of_a_plain_loop(
-    steps: int, first_order: bool, episodes: Episode
+    steps: int, first_order: bool, as_plain: Any, episodes: Episode
 ) -> None:
     made = learner(inner_steps=steps, first_order=first_order)
-    params = made.init()
-    found, loss = Vectorised(made).outer_gradient(params, episodes, KEYS)
-    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
-    losses = torch.stack(
-        [plain(leaves, select(episodes, t), steps=steps, first_order=first_order) for t in range(3)]
-    )
-    expected = torch.autograd.grad(losses.mean(), list(leaves.values()))
-    assert found.keys() == leaves.keys()
-    torch.testing.assert_close(list(found.values()), list(expected), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(loss, losses.mean().detach(), rtol=1e-12, atol=0)
+    loop = partial(plain, steps=steps, first_order=first_order)
+    as_plain(made, made.init(), episodes, loop)
 
 
-def test_the_meta_gradient_is_that_of_central_differences(slopes: Any, episodes: Episode) -> None:
+def test_the_meta_gradient_is_that_of_central_differences(
+    as_differences: Any, episodes: Episode
+) -> None:
     made = learner(inner_steps=2)
-    params = made.init()
-    found, _ = Vectorised(made).outer_gradient(params, episodes, KEYS)
-
-    def mean_loss(moved: Params) -> Tensor:
-        leaves = {k: p.requires_grad_() for k, p in moved.items()}
-        some = [plain(leaves, select(episodes, t), steps=2) for t in range(3)]
-        return torch.stack(some).mean()
-
-    by_gradient, by_differences = slopes(mean_loss, params, found, count=5)
-    torch.testing.assert_close(by_gradient, by_differences, rtol=0, atol=1e-6)
+    as_differences(made, made.init(), episodes, partial(plain, steps=2))
 
 
 def test_checkpointed_steps_give_the_same_gradient(episodes: Episode) -> None:

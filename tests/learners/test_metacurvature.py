@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, Examples, select
+from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import Maml, MetaCurvature
@@ -87,34 +87,19 @@ def plain(params: Params, episode: Episode, *, steps: int, first_order: bool = F
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize(("steps", "largest"), [(1, 512), (3, 512), (2, 5), (2, 0)])
 def test_the_meta_gradient_is_that_of_full_matrices(
-    steps: int, largest: int, first_order: bool, episodes: Episode
+    steps: int, largest: int, first_order: bool, as_plain: Any, episodes: Episode
 ) -> None:
     made = learner(inner_steps=steps, largest=largest, first_order=first_order)
-    params = stirred(made)
-    found, loss = Vectorised(made).outer_gradient(params, episodes, KEYS)
-    leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
-    losses = torch.stack(
-        [plain(leaves, select(episodes, t), steps=steps, first_order=first_order) for t in range(3)]
-    )
-    expected = torch.autograd.grad(losses.mean(), list(leaves.values()))
-    assert found.keys() == leaves.keys()
-    torch.testing.assert_close(list(found.values()), list(expected), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(loss, losses.mean().detach(), rtol=1e-12, atol=0)
+    loop = partial(plain, steps=steps, first_order=first_order)
+    as_plain(made, stirred(made), episodes, loop, rtol=1e-9)
 
 
-def test_the_meta_gradient_is_that_of_central_differences(slopes: Any, episodes: Episode) -> None:
+def test_the_meta_gradient_is_that_of_central_differences(
+    as_differences: Any, episodes: Episode
+) -> None:
     """Weights and matrices moved together, along random directions."""
     made = learner(inner_steps=2, largest=5)
-    params = stirred(made)
-    found, _ = Vectorised(made).outer_gradient(params, episodes, KEYS)
-
-    def mean_loss(moved: Params) -> Tensor:
-        leaves = {k: p.requires_grad_() for k, p in moved.items()}
-        some = [plain(leaves, select(episodes, t), steps=2) for t in range(3)]
-        return torch.stack(some).mean()
-
-    by_gradient, by_differences = slopes(mean_loss, params, found, count=5)
-    torch.testing.assert_close(by_gradient, by_differences, rtol=0, atol=1e-6)
+    as_differences(made, stirred(made), episodes, partial(plain, steps=2))
 
 
 def test_checkpointed_steps_give_the_same_gradient(episodes: Episode) -> None:
