@@ -132,7 +132,7 @@ def sinusoids(arguments: argparse.Namespace) -> None:
             flush=True,
         )
         episode = job.training_tasks().episodes(torch.arange(1))
-        adapt_ms, _, state_bytes = cost(Vectorised(job.learner), params, episode)
+        adapt_ms, _, state_bytes = cost(Vectorised(job.learner), params, episode, seconds=10)
         spent = {
             "training_seconds": round(took, 1),
             "meta_iterations": last.iteration,
