@@ -30,7 +30,7 @@ from rows.rivals import install
 from tegu import report
 from tegu.errors import InputError, unknown
 
-COMMAND = "python benchmarks/speed.py --data-dir DATA"
+COMMAND = "python benchmarks/speed.py --data-dir DATA --seconds {:g}"
 NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
 ORIGIN = ("commit", "versions", "hardware")
 
@@ -89,17 +89,19 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
     return cells
 
 
-def document(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+def document(name: str, cells: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     training = {"seconds": None, "meta_iterations": None, "peak_bytes": report.peak_bytes()}
     return report.result_document(
-        name=name, command=COMMAND, seed=0, training=training, cells=cells
+        name=name, command=COMMAND.format(seconds), seed=0, training=training, cells=cells
     )
 
 
-def keep(path: Path, name: str, cells: list[dict[str, Any]], *, whole: bool) -> None:
+def keep(
+    path: Path, name: str, cells: list[dict[str, Any]], seconds: float, *, whole: bool
+) -> None:
     """Writes a result, with the other rows that the file had."""
     old = json.loads(path.read_text()) if path.is_file() and not whole else None
-    report.write_result(path, merged(old, document(name, cells)))
+    report.write_result(path, merged(old, document(name, cells, seconds)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -120,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise unknown("row", name, ROWS)
     setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
     if arguments.only and arguments.output.is_file():  # before anything is timed
-        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING]))
+        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING], 0))
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for name in arguments.only or ROWS:
@@ -131,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)
             beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
-            keep(arguments.output, "speed", cells, whole=not arguments.only)
+            keep(arguments.output, "speed", cells, setup.seconds, whole=not arguments.only)
             if held:
-                keep(beside, "speed-memory", held, whole=not arguments.only)
+                keep(beside, "speed-memory", held, setup.seconds, whole=not arguments.only)
         print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -45,21 +45,16 @@ update, Vectorised.update = Vectorised.update, stopped
 cli.main(sys.argv[1:])
 """
 RECIPES = ("maml-sinusoids", "reptile-glyphs", "reptile-omniglot-5way")
-MODULES = tempfile.TemporaryDirectory()  # compiled modules, out of the source's way
 COMPILED = "reptile-omniglot-5way"
 
 
 def child(code: str, *words: str, **environment: str) -> tuple[float, float]:
-    """Seconds of `import torch`, and of what came after it, in a fresh process.
-
-    Python keeps compiled modules, as it does unless a setting forbids it.
-    """
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    """Seconds of `import torch`, and of what came after it, in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
         check=True,
-        env={**kept, "PYTHONPYCACHEPREFIX": MODULES.name, **environment},
+        env={**os.environ, **environment},
     )
     first, second = map(float, done.stdout.split())
     return first, second
@@ -95,15 +90,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/startup.json"))
     arguments = parser.parse_args()
     data = ["--data-dir", str(arguments.data_dir)]
-    child(IMPORTS)  # fills the file cache
-    cells = [
-        timing(
-            "import tegu, after import torch",
-            "import torch",
-            [child(IMPORTS) for _ in range(2 * arguments.rounds)],
-        )
-    ]
     with tempfile.TemporaryDirectory() as folder:
+        # Python keeps compiled modules, as it does unless a setting forbids it.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/modules"
+        child(IMPORTS)  # fills the file cache
+        cells = [
+            timing(
+                "import tegu, after import torch",
+                "import torch",
+                [child(IMPORTS) for _ in range(2 * arguments.rounds)],
+            )
+        ]
         for recipe in RECIPES:
             first_step(recipe, data, "off", Path(folder))
             cells.append(
@@ -127,7 +125,7 @@ def main() -> None:
         )
     document = report.result_document(
         name="startup",
-        command="python benchmarks/startup.py --data-dir DATA",
+        command=f"python benchmarks/startup.py --data-dir DATA --rounds {arguments.rounds}",
         seed=0,
         training={"seconds": None, "meta_iterations": None, "peak_bytes": None},
         cells=cells,

@@ -44,9 +44,7 @@ class Board:
 
 
 BOARDS = {
-    "omniglot": Board(
-        20, (1,), {"data.partition": "vinyals", "data.invert": True, "model.name": "conv4"}
-    ),
+    "omniglot": Board(20, (1,), {"data.partition": "vinyals", "model.name": "conv4"}),
     "cifar-fs": Board(5, (1, 5), {"model.name": "conv4", "model.pool": True}),
     "glyphs": Board(5, (1,), {"model.name": "conv4", "model.width": 32}),
 }
