@@ -33,6 +33,7 @@ from tegu import keys, recipes, report
 from tegu.datasets import ClassDataset, load_lake_runs, load_omniglot
 from tegu.datasets.augment import affine
 from tegu.datasets.omniglot import SHRINK
+from tegu.engine.precision import chosen
 from tegu.engine.run import Run
 from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -204,7 +205,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="filters of Conv-4")
     parser.add_argument("--strides", action="store_true", help="in place of max-pooling: faster")
     parser.add_argument("--meta-batch", type=int, default=1)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/lake-challenge.json")
@@ -247,6 +248,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
             "meta_iterations": None,
             "peak_bytes": report.peak_bytes(),
+            "precision": chosen(arguments.precision, torch.device("cpu")),
         },
         cells=cells,
     )

@@ -110,13 +110,14 @@ def main() -> None:
         print(report.table(found), flush=True)
     only = "".join(f" --only {name}" for name in arguments.only)
     document = report.result_document(
-        name="mlc",
+        name=arguments.output.stem,
         command=f"python benchmarks/mlc.py --run RUNS{only}",
         seed=arguments.seed,
         training={
             "seconds": round(seconds, 1),
             "meta_iterations": iterations,
             "peak_bytes": report.peak_bytes(),
+            "precision": job.training_engine.precision,
         },
         cells=found,
     )

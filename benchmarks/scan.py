@@ -23,6 +23,7 @@ import torch
 from tegu import report
 from tegu.datasets import MutualExclusivity, Scan
 from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.precision import chosen
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=EXPERIMENTS)
     parser.add_argument("--beam", type=int, default=1, help="also search with so many beams")
     parser.add_argument("--iterations", type=int, default=0, help="other than those above")
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/scan-meta-seq2seq.json")
@@ -200,13 +201,14 @@ def main() -> None:
     only = "".join(f" --only {name}" for name in arguments.only)
     beams = f" --beam {arguments.beam}" if arguments.beam > 1 else ""
     document = report.result_document(
-        name="scan-meta-seq2seq",
+        name=arguments.output.stem,
         command=f"python benchmarks/scan.py --data-dir DATA --run RUNS{only}{beams}",
         seed=arguments.seed,
         training={
             "seconds": round(seconds, 1),
             "meta_iterations": iterations,
             "peak_bytes": report.peak_bytes(),
+            "precision": chosen(arguments.precision, torch.device("cpu")),
         },
         cells=cells,
     )

@@ -350,9 +350,11 @@ CASES = {
     "device without numbers": Case(
         f"{NEW} --device meta", "engine.device is 'meta'", "a device that this", "Write cpu"
     ),
-    "precision": Case(f"{NEW} --precision fp8", "precision 'fp8'", "bf16, fp32", "mean 'fp32'?"),
+    "precision": Case(
+        f"{NEW} --precision fp8", "precision 'fp8'", "auto, bf16, fp32", "mean 'fp32'?"
+    ),
     "precision that there is none of": Case(
-        f"{NEW} --precision fp64", "unknown precision 'fp64'", "bf16, fp32", "Did you mean"
+        f"{NEW} --precision fp64", "unknown precision 'fp64'", "auto, bf16, fp32", "Did you mean"
     ),
     "vectorisation": Case(
         f"{SETTING}engine.vectorise=vamp", "'vamp'", "auto, loop, vmap", "mean 'vmap'?"

@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model": "network: conv4 or mlp, say; a wrong name lists all",
         "--meta-iterations": "outer updates",
         "--seed": "seed of everything random",
-        "--precision": "fp32 or bf16",
+        "--precision": "fp32, bf16 or auto",
         "--device": "cpu or cuda",
     }.items():
         train.add_argument(flag, metavar=flag[2:].upper().replace("-", "_"), help=text)
@@ -169,7 +169,7 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
         ("--episodes", int, 1000, "unseen tasks for each figure"),
         ("--seed", int, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
-        ("--precision", str, "fp32", "fp32 or bf16"),
+        ("--precision", str, "fp32", "fp32, bf16 or auto"),
         ("--device", str, "cpu", "cpu or cuda"),
     )
     _places(one, "leaderboard", "leaderboard")
@@ -276,7 +276,7 @@ def _compare(one: argparse.ArgumentParser) -> None:
         ("--episodes", int, 300, "unseen tasks for each point of the curve"),
         ("--seed", int, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
-        ("--precision", str, "fp32", "fp32 or bf16"),
+        ("--precision", str, "fp32", "fp32, bf16 or auto"),
     )
     _places(one, "compare", "compare-LEARNER-LEARNER")
 

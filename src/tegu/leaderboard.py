@@ -58,7 +58,7 @@ class Budget:
         seconds: of meta-training, everything included.
         episodes: test tasks for each figure.
         seed: of weights, training tasks and random numbers.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16", or "auto": bf16 where the machine is faster in it.
         threads: processor threads; 0 for torch's own choice.
         device: "cpu" or "cuda".
     """

@@ -247,7 +247,7 @@ def meta_train(
         progress: told how it goes.
         vectorise: "auto", "vmap" or "loop".
         compile: compile the inner step; worth it from some thousand iterations.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16", or "auto": bf16 where the machine is faster in it.
         at_once: tasks of a meta-batch side by side, 0 for all: fewer take less memory.
 
     Returns:

@@ -113,7 +113,8 @@ def result_document(
         name: of the file, without ".json".
         command: what to paste to get this document again.
         seed: of the run.
-        training: `seconds`, `meta_iterations` and `peak_bytes`; None where unknown.
+        training: `seconds`, `meta_iterations` and `peak_bytes`; None where unknown. `precision`
+            where there was one.
         cells: figures, as `cell` makes them, or timings.
         processes: that shared the work, each with the threads that are told.
 
@@ -156,7 +157,8 @@ def check(document: dict[str, Any]) -> None:
             "as many texts in each row as in the first",
             "Mend the table.",
         )
-    _exactly(document["training"], TRAINING, "its training")
+    training = {k: v for k, v in document["training"].items() if k != "precision"}
+    _exactly(training, TRAINING, "its training")
     if not document["cells"]:
         raise InputError(
             f"the result '{document['name']}' has no cells", "one or more", "Evaluate first."
@@ -356,6 +358,7 @@ def markdown_table(document: dict[str, Any]) -> str:
         f"torch {document['versions']['torch']}",
         machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
         f"training {duration(took)}" if took else "",
+        document["training"].get("precision") or "",
     ]
     return "\n".join([body, "", "; ".join(filter(None, origin)) + ".", ""])
 

@@ -72,7 +72,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
             name="quickstart",
             command=f"tegu quickstart{settings_of(arguments)}",
             seed=job.recipe.train.seed,
-            training=training_of(last),
+            training=training_of(job, last),
             cells=cells,
         ),
     )

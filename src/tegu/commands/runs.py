@@ -89,7 +89,7 @@ def reproduce(
         name=name,
         command=f"tegu reproduce {arguments.recipe}{settings_of(arguments)}",
         seed=job.recipe.train.seed,
-        training=training_of(last),
+        training=training_of(job, last),
         cells=cells,
         processes=ranks.world,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from tegu import report
 from tegu.engine.train import Progress
 from tegu.errors import InputError
+from tegu.job import Job
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -49,9 +50,10 @@ def listed(pictures: list[Path]) -> list[str]:
     return [f"picture: {path}" for path in pictures]
 
 
-def training_of(last: Progress) -> dict[str, Any]:
+def training_of(job: Job, last: Progress) -> dict[str, Any]:
     return {
         "seconds": round(last.seconds, 1),
         "meta_iterations": last.iteration,
         "peak_bytes": report.peak_bytes(),
+        "precision": job.training_engine.precision,
     }

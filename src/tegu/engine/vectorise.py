@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,13 @@ from torch.func import grad_and_value, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.datasets.archives import cache_folder
+from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
 from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State, recording
 
-PRECISIONS = ("fp32", "bf16")
 VECTORISATIONS = ("auto", "vmap", "loop")
 MOMENTUM = 0.1  # share of a meta-iteration in the running statistics, as in torch
 
@@ -109,13 +109,6 @@ def like(tree: Any, tensors: Iterable[Tensor]) -> Any:
     return map_tensors(lambda _: next(left), tree)
 
 
-@contextmanager
-def _precision(name: str, device: torch.device) -> Iterator[None]:
-    context: Any = torch.autocast(device.type, torch.bfloat16) if name == "bf16" else nullcontext()
-    with context:
-        yield
-
-
 class Compiled:
     """A function of nested tensors, compiled for each signature that it is called with.
 
@@ -164,7 +157,8 @@ class Vectorised:
         vectorise: "vmap", "loop", or "auto": vmap, and loop where vmap fails.
         compile: whether to compile the inner step, or the outer gradient.
         precision: "fp32", or "bf16" for the passes through the model while
-            task weights, optimiser state and outer update stay in fp32.
+            task weights, optimiser state and outer update stay in fp32; "auto" for
+            whichever this machine multiplies faster in.
         cuda_graphs: record what is compiled as CUDA graphs, and replay them: of use where a
             GPU waits for the processor between small operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
@@ -186,9 +180,8 @@ class Vectorised:
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
-        self.learner, self.precision, self.compile = learner, precision, compile
+        self.learner, self.compile = learner, compile
+        self.precision = chosen(precision, next(learner.model.parameters()).device)
         self.loop, self._settled = vectorise == "loop", vectorise != "auto"
         if at_once < 0:
             raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
@@ -234,7 +227,7 @@ class Vectorised:
         return ", ".join([*parts, self.precision])
 
     def _step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
-        with _precision(self.precision, support.x.device):
+        with in_precision(self.precision, support.x.device):
             return vmap(self.learner.step, in_dims=(None, 0, 0, None))(
                 params, state, support, index
             )
@@ -252,7 +245,7 @@ class Vectorised:
         with torch.no_grad():
 
             def begin(support: Examples, key: Tensor) -> State:
-                with _precision(self.precision, support.x.device):  # heads pass features here
+                with in_precision(self.precision, support.x.device):  # heads pass features here
                     return self.learner.begin(params, support, key, training=training)
 
             # Tasks that start from the same weights share their memory until here.
@@ -266,7 +259,7 @@ class Vectorised:
         states = []
         for t in range(len(keys)):
             one = Examples(*(field[t] for field in support))
-            with torch.no_grad(), _precision(self.precision, one.x.device):
+            with torch.no_grad(), in_precision(self.precision, one.x.device):
                 states.append(self.learner.adapt(params, one, keys[t], training=training))
         stacked: State = map_tensors(lambda *tensors: torch.stack(tensors), *states)
         return stacked
@@ -290,7 +283,7 @@ class Vectorised:
             ]
             return torch.stack(rows)
 
-        with torch.no_grad(), _precision(self.precision, query.x.device):
+        with torch.no_grad(), in_precision(self.precision, query.x.device):
             out: Tensor = self._either(
                 lambda: vmap(one)(state, query.x, query.mask), looped, tasks=len(query.mask)
             )
@@ -470,7 +463,7 @@ class Vectorised:
         return mean
 
     def _loss(self, params: Params, episode: Episode, key: Tensor) -> tuple[Tensor, Params]:
-        with _precision(self.precision, key.device), recording() as seen:
+        with in_precision(self.precision, key.device), recording() as seen:
             loss = self.learner.outer_loss(params, episode, key)
         return loss, seen
 
@@ -486,7 +479,7 @@ class Vectorised:
 
         def begin(params: Params) -> State:
             def one(support: Examples, key: Tensor) -> State:
-                with _precision(self.precision, key.device):
+                with in_precision(self.precision, key.device):
                     return learner.begin(params, support, key, training=True)
 
             made: State = map_tensors(Tensor.contiguous, vmap(one)(support, keys))
@@ -494,7 +487,7 @@ class Vectorised:
 
         def end(params: Params, moving: list[Tensor], state: State) -> Tensor:
             def one(state: State, query: Examples) -> Tensor:
-                with _precision(self.precision, query.x.device):
+                with in_precision(self.precision, query.x.device):
                     last = learner.finish(state, training=True)
                     return learner.query_loss(params, last, query)
 
