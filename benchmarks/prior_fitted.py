@@ -11,7 +11,8 @@ training rows, drawn many times, with up to 500 other rows to answer.
 The rivals are tuned on the training rows of each split: logistic regression (columns standardised)
 over seven strengths of its penalty, k nearest neighbours (columns standardised) over seven k, both
 by inner cross-validation with up to 5 folds. The network has no setting to tune, and has seen none
-of these tables. "8 views" averages its answers over eight orders of columns and classes.
+of these tables. "8 views" averages its answers over eight orders of columns and classes, half of
+them with normal scores in place of numbers.
 
 A time is of the whole split: tuning, fitting and answering, the median over splits. The rows
 "untuned" have the rivals' usual settings (C = 1, k = 5), and so their time without the search. An

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, percentileofscore
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,10 +16,10 @@ import tegu
 from tegu import keys
 from tegu.datasets import SyntheticTables
 from tegu.engine.vectorise import Vectorised, map_tensors
-from tegu.episodes import Episode, select
+from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.learners import PFN
-from tegu.learners.pfn import fitted, inverse_root, read
+from tegu.learners.pfn import fitted, inverse_root, normal_scores, read
 from tegu.models import TableTransformer
 
 TABLES = SyntheticTables(n_support=14, least_support=9, n_query=4, n_way=4, n_features=5)
@@ -59,6 +60,16 @@ def read_by_numpy(support: np.ndarray, asked: np.ndarray, F: int) -> np.ndarray:
     return np.concatenate(out, -1) * np.sqrt(F / columns)
 
 
+def scores_by_scipy(support: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Normal scores of `asked`, number by number."""
+    percent = [
+        [percentileofscore(support[:, f], row[f], kind="mean") for f in range(len(row))]
+        for row in asked
+    ]
+    half = 0.5 / len(support)
+    return norm.ppf(np.clip(np.array(percent) / 100, half, 1 - half))
+
+
 def raw(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A table as users have it: one constant column, scales far apart, an outlier."""
     generator = np.random.default_rng(seed)
@@ -75,6 +86,28 @@ def test_a_table_is_read_as_numpy_reads_it() -> None:
     reading = fitted(padded, torch.arange(49) < 40)
     found = read(reading, torch.tensor(asked), 8)
     assert_close(found, torch.tensor(read_by_numpy(x, asked, 8)), rtol=1e-7, atol=1e-8)
+
+
+def test_normal_scores_are_scipys() -> None:
+    x, asked = raw()
+    x[5:9], x[10, 0] = x[0], asked[0, 0]  # equal numbers, within and across
+    padded = torch.cat([torch.tensor(x), torch.full((9, 5), torch.nan, dtype=torch.float64)])
+    for rows in (asked, x):
+        found = normal_scores(torch.tensor(rows), padded, torch.arange(49) < 40)
+        assert_close(found, torch.tensor(scores_by_scipy(x, rows)))
+
+
+def test_a_second_view_does_not_see_how_numbers_are_spaced(learner: PFN) -> None:
+    """Squeezed column by column, in the same order: the same normal scores, other numbers."""
+    learner = replace(learner, views=2)
+    x, y = torch.randn(12, 5, generator=torch.Generator().manual_seed(1)).double(), torch.arange(12)
+    known = [Examples(one, y % 4, torch.ones(12).bool()) for one in (x, x.exp())]
+    params = learner.init()
+    first, second = (learner.adapt(params, one, KEYS[0], training=False) for one in known)
+    assert_close(first["scores"], second["scores"])
+    one, other = (map_tensors(lambda m: m[1], s["memory"]) for s in (first, second))
+    assert_close(one, other)
+    assert not torch.equal(first["reading"]["mean"], second["reading"]["mean"])
 
 
 def test_numbers_of_any_size_are_read_in_32_bits_too() -> None:
@@ -104,10 +137,11 @@ def by_hand(learner: PFN, episode: Episode, orders: list[tuple[Tensor, Tensor]])
     (x, y, seen), query = episode.support, episode.query.x
     x, y = x[seen], y[seen]
     total = torch.zeros(len(query), 4, dtype=torch.float64)
-    for columns, classes in orders:
-        known, asked = (
-            torch.tensor(read_by_numpy(x.numpy(), rows.numpy(), 5)) for rows in (x, query)
-        )
+    for view, (columns, classes) in enumerate(orders):
+        support, rows = x.numpy(), query.numpy()
+        if view % 2:
+            support, rows = scores_by_scipy(support, support), scores_by_scipy(support, rows)
+        known, asked = (torch.tensor(read_by_numpy(support, r, 5)) for r in (support, rows))
         known, asked = (
             torch.stack([r[:, c] for c in [*columns, *(columns + 5)]], 1) for r in (known, asked)
         )

@@ -15,6 +15,10 @@ deviation 1 over the support set, and the same multiplied by C^(-1/2), where C i
 columns' correlation over the support set, shrunk towards none. Columns that do not vary
 over the support set are left out, and both forms are multiplied by
 sqrt(n_features / columns), so that few columns weigh as much as many.
+
+A task may be read in several views, and the probabilities averaged: columns and classes in
+another order, and in every second view each number replaced by its normal score, the normal
+quantile of its place among the support set's numbers of that column.
 """
 
 from __future__ import annotations
@@ -48,14 +52,14 @@ class PFN(Learner):
     episode of meta-training.
 
     Args:
-        views: how many orders of columns and classes a new task is read in; the
-            probabilities are averaged. 1: the order as it is.
+        views: how many a new task is read in. 1: the order and the numbers as they are;
+            2: normal scores in another order beside it, and so on.
 
     Reference:
         arXiv:2207.01848. Differs from it: the second form of the columns; columns take
         random places among n_features, and are scaled by the root of their share; values
-        beyond 3 deviations grow as their logarithm; views change no column by a power
-        transform.
+        beyond 3 deviations grow as their logarithm; every second view takes normal
+        scores, where theirs takes a power transform.
     """
 
     name: ClassVar[str] = "pfn"
@@ -96,21 +100,25 @@ class PFN(Learner):
         return self._flat(x).new_zeros(len(x), self.n_way)
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
-        with exact(self._flat(support.x)) as x:
-            reading = fitted(x, support.mask)
-            rows = read(reading, x, self.n_columns)
         columns, classes = self._orders(key, training)
+        with exact(self._flat(support.x)) as x:
+            state: State = {"reading": fitted(x, support.mask)}
+            if len(columns) > 1:
+                known = {"x": x, "mask": support.mask}
+                scores = normal_scores(x, **known)
+                state |= {"known": known, "scores": fitted(scores, support.mask)}
+            rows = self._forms(state, x, len(columns))
 
-        def seen(columns: Tensor, classes: Tensor) -> State:
+        def seen(rows: Tensor, columns: Tensor, classes: Tensor) -> State:
             memory: State = self._run(
                 params, "remember", ordered(rows, columns), classes[support.y], support.mask
             )
             return memory
 
-        memory = vmap(seen)(columns, classes)
+        memory = vmap(seen)(rows, columns, classes)
         present = (F.one_hot(support.y, self.n_way) * support.mask[:, None]).sum(0) > 0
         return {
-            "reading": reading,
+            **state,
             "columns": columns,
             "classes": classes,
             "memory": memory,
@@ -119,16 +127,24 @@ class PFN(Learner):
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         with exact(self._flat(query, len(state["reading"]["mean"]))) as x:
-            rows = read(state["reading"], x, self.n_columns)
+            rows = self._forms(state, x, len(state["columns"]))
 
-        def scored(memory: State, columns: Tensor, classes: Tensor) -> Tensor:
+        def scored(memory: State, rows: Tensor, columns: Tensor, classes: Tensor) -> Tensor:
             scores: Tensor = self._run(params, "forward", ordered(rows, columns), memory)
             return scores[:, classes]
 
-        scores = vmap(scored)(state["memory"], state["columns"], state["classes"])
+        scores = vmap(scored)(state["memory"], rows, state["columns"], state["classes"])
         if len(scores) > 1:
             scores = scores.log_softmax(-1).logsumexp(0, keepdim=True)
         return scores[0].masked_fill(~state["present"], torch.finfo(scores.dtype).min)
+
+    def _forms(self, state: State, x: Tensor, views: int) -> Tensor:
+        """Rows (Q, F) as each view takes them: shape (V, Q, 2 n_columns)."""
+        forms = [read(state["reading"], x, self.n_columns)]
+        if views > 1:
+            scores = normal_scores(x, **state["known"])
+            forms.append(read(state["scores"], scores, self.n_columns))
+        return torch.stack([forms[view % 2] for view in range(views)])
 
     def _orders(self, key: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Places of columns (V, F) and names of classes (V, N) in each view."""
@@ -183,6 +199,27 @@ class _Method(nn.Module):
 
     def forward(self, *arguments: Any) -> Any:
         return getattr(self.model, self.name)(*arguments)
+
+
+def normal_scores(rows: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """Each number of rows (Q, F) by its place among known ones of its column.
+
+    Args:
+        rows: shape (Q, F).
+        x: the known rows, shape (S, F).
+        mask: which of them are real, shape (S,) bool.
+
+    Returns:
+        The normal quantile of the share of known numbers below, equal ones by half, kept
+        half a number away from 0 and 1: shape (Q, F).
+    """
+    n = mask.sum().clamp(min=1).to(rows.dtype)
+    known = torch.where(mask[:, None], x, torch.inf)
+    below, up_to = (known < rows[:, None]).sum(1), (known <= rows[:, None]).sum(1)
+    least = 0.5 / n
+    share = ((below + up_to) / (2 * n)).clamp(least, 1 - least)
+    scores: Tensor = torch.special.ndtri(share)
+    return scores
 
 
 def fitted(x: Tensor, mask: Tensor) -> Params:
