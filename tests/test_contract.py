@@ -257,6 +257,14 @@ ROWS = {
         renaming_permutes=False,
         causal=True,
     ),
+    "in-context, three views": Row(
+        lambda model: LEARNERS["in-context"](
+            model=wide(model), n_way=N_WAY, width=8, layers=2, heads=2, views=3
+        ),
+        support_order_matters=True,
+        renaming_permutes=False,
+        causal=True,
+    ),
     "in-context, numbers": Row(
         lambda model: LEARNERS["in-context"](
             model=wide(model), numbers=1, width=8, layers=2, heads=2, loss=squared_error

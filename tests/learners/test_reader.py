@@ -221,6 +221,56 @@ def test_answers_with_padding_in_the_middle(
         torch.testing.assert_close(scores, expected)
 
 
+@pytest.mark.parametrize("targets", ["classes", "numbers"])
+def test_views_are_readings_of_their_own(
+    kind: str, targets: str, smooth: nn.Module, toy_episodes: Episode, numbers: Episode
+) -> None:
+    """Answers: the mean over orders and names; the outer loss: the mean of its own."""
+    more = {"numbers": 2, "loss": squared_error} if targets == "numbers" else {}
+    plain = READERS[kind][0](model=smooth, n_way=3, width=4, every=0.7, **more)
+    learner = replace(plain, views=3)
+    params = moved(learner)
+    support, query = select(numbers if more else toy_episodes, 0)
+    mask = torch.tensor([True, False, True, True, True, True])
+    support = support._replace(mask=mask)
+    orders, names = learner._orders(KEYS[0], mask)
+    assert orders.shape == (3, 6)
+    assert all(sorted(order.tolist()) == list(range(6)) for order in orders)
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+    assert orders[0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert names[0].tolist() == [0, 1, 2]
+    assert names.unique(dim=0).shape == (3, 3)
+    losses, answers = [], []
+    for order, own in zip(orders, names, strict=True):
+        order = order[mask[order]]
+        seen = Examples(support.x[order], support.y[order], mask[order])
+        asked = query
+        if not more:
+            seen, asked = seen._replace(y=own[seen.y]), query._replace(y=own[query.y])
+        losses.append(plain.outer_loss(params, Episode(seen, asked), KEYS[0]))
+        scores = plain.predict(params, plain.adapt(params, seen, KEYS[0]), query.x, query.mask)
+        answers.append(scores if more else scores.softmax(-1)[:, own])
+    found = learner.predict(params, learner.adapt(params, support, KEYS[0]), query.x, query.mask)
+    expected = torch.stack(answers).mean(0)
+    torch.testing.assert_close(found if more else found.softmax(-1), expected)
+    loss = learner.outer_loss(params, Episode(support, query), KEYS[0])
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+
+
+def test_padding_leaves_views_as_they_were(
+    kind: str, smooth: nn.Module, toy_episodes: Episode
+) -> None:
+    learner = READERS[kind][0](model=smooth, n_way=3, width=4, views=4)
+    params, (support, query) = moved(learner), select(toy_episodes, 0)
+    longer = Examples(*(torch.cat([field, field[:2]]) for field in support))
+    longer = longer._replace(mask=torch.arange(8) < 6)
+    found = [
+        learner.predict(params, learner.adapt(params, one, KEYS[0]), query.x, query.mask)
+        for one in (support, longer)
+    ]
+    torch.testing.assert_close(*found)
+
+
 def test_a_position_sees_nothing_later(kind: str, smooth: nn.Module, toy_episodes: Episode) -> None:
     """Bit for bit; and each position does see every label before it."""
     learner = READERS[kind][0](model=smooth, n_way=3, width=4)

@@ -11,10 +11,16 @@ the network that reads. `Lstm`, `Snail` and `InContext` are such networks. What 
 
 Each query continues the sequence by itself and sees no other query, so that all of them are
 answered side by side from one pass over the support set.
+
+Order and the names of classes mean nothing in a task, but something to such a network. So a task
+may be read in several views, the examples in another order and the classes under other labels:
+answers are averaged over views, and so is the loss while meta-training. Examples pass the model
+once, whatever the number of views.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -22,7 +28,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import vmap
 
+from tegu import keys
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -62,6 +70,7 @@ class Reader(Head):
         width: W of the embedded examples and labels.
         every: weight of the mean loss over the support set, whose examples are each
             predicted from those before it; 0 for the loss on queries alone.
+        views: how many times a task is read; 1: in the order it came, and no more.
         seed: of the reading network's initial weights.
     """
 
@@ -85,11 +94,12 @@ class Reader(Head):
     numbers: int = 0
     width: int = 128
     every: float = 0.0
+    views: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("numbers", 0), ("width", 1), ("every", 0)):
+        for name, least in (("numbers", 0), ("width", 1), ("every", 0), ("views", 1)):
             if not least <= getattr(self, name) < float("inf"):
                 given = getattr(self, name)
                 raise InputError(f"{name} is {given}", f"at least {least}", f"Change {name}.")
@@ -171,8 +181,50 @@ class Reader(Head):
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss on the queries, and `every` times that at the support set's own positions."""
         known, asked = self.passed(params, episode)
+        if self.views == 1:
+            return self._loss(params, episode, known, asked)
+
+        def viewed(rows: Tensor, names: Tensor) -> Tensor:
+            seen, query = self._seen(episode.support, rows, names), episode.query
+            if not self.numbers:
+                query = query._replace(y=names[query.y])
+            return self._loss(params, Episode(seen, query), known[rows], asked)
+
+        losses: Tensor = vmap(viewed)(*self._orders(key, episode.support.mask))
+        return losses.mean()
+
+    def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
+        features = self.features(params, support.x, support.mask, training=training)
+        kept = {"support": self.kept(support)}
+        if self.views == 1:
+            return {**self._fitted(params, features, support), **kept}
+        rows, names = self._orders(key, support.mask)
+
+        def viewed(rows: Tensor, names: Tensor) -> State:
+            return self._fitted(params, features[rows], self._seen(support, rows, names))
+
+        return {**vmap(viewed)(rows, names), "names": names, **kept}
+
+    def _orders(self, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Order of examples (V, S) and names of classes (V, N) in each view; the first as it is."""
+        rows, names = torch.arange(len(mask), device=key.device), torch.arange(self.n_way)
+        orders, renamed = [rows], [names.to(key.device)]
+        for view in range(1, self.views):
+            own = keys.fold(key, view)
+            # Padding has no say in the order of the others.
+            drawn = torch.where(mask, keys.bits(own, len(mask)) >> 1, torch.iinfo(torch.int64).max)
+            orders.append(drawn.argsort(stable=True))
+            renamed.append(keys.permutation(keys.fold(own, 1), self.n_way))
+        return torch.stack(orders), torch.stack(renamed)
+
+    def _seen(self, support: Examples, rows: Tensor, names: Tensor) -> Examples:
+        x, y, mask = (field[rows] for field in support)
+        return Examples(x, y if self.numbers else names[y], mask)
+
+    def _loss(self, params: Params, episode: Episode, known: Tensor, asked: Tensor) -> Tensor:
+        """Loss from features (S, D) and (Q, D), in one view."""
         state, outputs = self._read(params, known, episode.support, positions=self.every > 0)
-        scores = self._scored(params, state, asked, episode.query.mask)
+        scores = self._viewed(params, state, asked)
         loss = self.loss(scores, episode.query)
         if not self.every:
             return loss
@@ -187,6 +239,18 @@ class Reader(Head):
         return self._read(params, features, support, positions=False)[0]
 
     def _scored(self, params: Params, state: State, features: Tensor, mask: Tensor) -> Tensor:
+        if "names" not in state:
+            return self._viewed(params, state, features)
+        views = {name: state[name] for name in ("read", "present") if name in state}
+        outputs = vmap(lambda view: self._viewed(params, view, features))(views)
+        if self.numbers:
+            return outputs.mean(0)
+        own = vmap(lambda scores, names: scores[:, names])(outputs, state["names"])
+        mean: Tensor = own.log_softmax(-1).logsumexp(0) - math.log(len(own))
+        return mean.masked_fill(~state["present"][0], torch.finfo(mean.dtype).min)
+
+    def _viewed(self, params: Params, state: State, features: Tensor) -> Tensor:
+        """Outputs for query features (Q, D), from what one view left."""
         own = _own(params)
         asked = self.ask(own, state["read"], linear(own, "example", features), own["unknown"])
         outputs = self._outputs(params, asked)
