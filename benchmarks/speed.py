@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import torch
 from rows import ROWS
 from rows.contest import Contest, Peak, Setup, run
 from rows.rivals import install
 
 from tegu import report
+from tegu.engine.precision import half_pays
 from tegu.errors import InputError, unknown
 
 COMMAND = "python benchmarks/speed.py --data-dir DATA --seconds {:g}"
@@ -129,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         started = time.monotonic()
         print(f"{name}:", flush=True)
         for contest in ROWS[name](setup):
+            if contest.precision == "bf16" and not half_pays(torch.device(arguments.device)):
+                print(f"{contest.work}, {contest.rival}: left out, bf16 is slower here than fp32")
+                continue
             held += memory(contest, Peak())
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)

@@ -27,6 +27,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has it, or is taken to: the works here are small."""
+    monkeypatch.setattr(bench, "half_pays", lambda device: True)
+
+
 def job(name: str, changed: dict[str, Any]) -> Job:
     if changed.get("data.name") == "glyphs":
         return Job(recipes.starting("baseline", "glyphs", {"model.width": 4}))
@@ -79,6 +85,21 @@ def test_models_that_vmap_cannot_run_and_machines_that_cannot_compile(
     assert task.times
     assert "item" in many.why_not
     assert compiled.why_not == "no C++ compiler"
+
+
+def test_bf16_is_left_out_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole network in it could take minutes for an iteration."""
+    monkeypatch.setattr(bench, "half_pays", lambda device: False)
+    asked: list[str] = []
+    limit = bench.timing.limit
+    monkeypatch.setattr(
+        bench.timing, "limit", lambda name, device: (asked.append(name), limit(name, device))[1]
+    )
+    one = job(*RECIPES["by gradient"])
+    found = measure(one, rounds=1, ways=PLAIN)
+    assert [bool(each.times) for each in found] == [True, True, False]
+    assert "slower here" in document(one, found, command="")["table"][3][2]
+    assert asked == ["fp32"]
 
 
 def test_the_fastest() -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys, report, timing
+from tegu.engine.precision import half_pays
 from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
 from tegu.episodes import Episode
 from tegu.errors import InputError
@@ -139,6 +140,9 @@ def measure(
         if way.compile and not can_compile():
             one.why_not = "no C++ compiler"
             continue
+        if way.precision == "bf16" and not half_pays(device):
+            one.why_not = "slower here than fp32, even in large products"
+            continue
         began = time.perf_counter()
         try:
             got = update(engine, params, *drawn[0])
@@ -208,7 +212,7 @@ def document(job: Job, found: list[Found], *, command: str) -> dict[str, Any]:
             "Look for what is random in the model, or not differentiable.",
         )
     device, first = torch.device(job.recipe.engine.device), timed[0]
-    limits = {name: timing.limit(name, device) for name in timing.DTYPES}
+    limits = {name: timing.limit(name, device) for name in {one.way.precision for one in timed}}
     flops = timing.operations(lambda: first.act(0))
     work, cells, rows = f"{job.recipe.name}, a meta-iteration", [], [HEADER]
     for one in found:

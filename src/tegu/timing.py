@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tegu.errors import InputError
 
+SLOW = 10.0  # seconds after which a rate is taken as it is
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -44,6 +45,8 @@ def limit(precision: str, device: torch.device | str = "cpu", *, size: int = 0) 
         a @ a
         _finished(device)
         times.append(time.perf_counter() - start)
+        if sum(times) > SLOW:
+            break
     return 2 * n**3 / min(times)
 
 
