@@ -40,7 +40,14 @@ def test_a_document_has_the_keys_that_readers_expect(
         ["name", "command", "commit", "seed", "versions", "hardware", "training", "cells"]
     )
     assert set(document["versions"]) == {"python", "torch", "numpy", "tegu"}
-    assert set(document["hardware"]) == {"cpu", "cores", "threads", "memory_bytes", "gpu"}
+    assert set(document["hardware"]) == {
+        "cpu",
+        "instructions",
+        "cores",
+        "threads",
+        "memory_bytes",
+        "gpu",
+    }
     (cell,) = document["cells"]
     assert cell == {
         "protocol": {

@@ -243,7 +243,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: `cpu`, `cores`, `threads` of torch, `memory_bytes`, `gpu` or None."""
+    """The machine: `cpu` and the `instructions` that torch uses of it, `cores`, `threads` of
+    torch, `memory_bytes`, `gpu` or None."""
     cpu, memory = platform.processor() or platform.machine(), None
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -254,11 +255,18 @@ def hardware() -> dict[str, Any]:
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": cpu,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": memory,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _processor(machine: dict[str, Any]) -> str:
+    words = [machine["cpu"]]
+    words += [known] if (known := machine.get("instructions")) else []
+    return ", ".join([*words, f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"])
 
 
 def peak_bytes() -> int | None:
@@ -356,7 +364,7 @@ def markdown_table(document: dict[str, Any]) -> str:
         f"seed {document['seed']}",
         f"commit {document['commit'][:12]}" if document["commit"] else "",
         f"torch {document['versions']['torch']}",
-        machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
+        machine["gpu"] or _processor(machine),
         f"training {duration(took)}" if took else "",
         document["training"].get("precision") or "",
     ]
