@@ -40,7 +40,8 @@ from tegu.pictures import belief_paths
 
 SOURCE = "arXiv:1901.10912, curve of the published code (figures/alphas_continuous.npz)"
 PUBLISHED = {1: 0.525, 51: 0.982, 101: 0.9985, 500: 0.99999}
-LEARNING = {"done": 1.0}  # the stage in which the belief moves; before it the models are fitted
+# The stage in which the belief moves; before it the models are fitted.
+LEARNING: dict[str, Any] = {"done": 1.0}
 
 Beliefs = NDArray[np.float64]
 
@@ -95,7 +96,12 @@ def networks(swapped: bool, count: int) -> Beliefs:
     return believed(learner, params, worlds, 300, 0.05)
 
 
-CONTINUOUS = {"evidence": "mean", "inner_optimiser": "adam", "inner_batch": 0, "em": 1}
+CONTINUOUS: dict[str, Any] = {
+    "evidence": "mean",
+    "inner_optimiser": "adam",
+    "inner_batch": 0,
+    "em": 1,
+}
 
 
 def densities(swapped: bool, count: int) -> Beliefs:

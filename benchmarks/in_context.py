@@ -140,8 +140,10 @@ def sinusoids(arguments: argparse.Namespace) -> None:
             "peak_bytes": None,
             "state_bytes": state_bytes,
         }
-        protocol = {"n_shot": cell.n_shot, "n_query": cell.n_query, "learner": label}
-        cells.append({**report.cell(result, data="sinusoids", **protocol), "cost": spent})
+        figure = report.cell(
+            result, data="sinusoids", n_shot=cell.n_shot, n_query=cell.n_query, learner=label
+        )
+        cells.append({**figure, "cost": spent})
     command = f"sinusoids --seconds {arguments.seconds:g}"
     written("in-context-sinusoids", command, cells, arguments.seconds)
 

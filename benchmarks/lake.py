@@ -73,7 +73,7 @@ def training_data(name: str, data_dir: Path | None, shrink: str) -> ClassDataset
     )
     if alphabets := SETS[name]:
         data = data.where(lambda character: character.split("/")[0] in alphabets)
-    return replace(data, examples=255 - data.examples)
+    return replace(data, examples=255 - data.tensor)
 
 
 def held_out_episodes(data_dir: Path | None, shrink: str) -> Episode:
@@ -110,14 +110,16 @@ def learner_of(name: str, seed: int, n_classes: int, width: int, pool: bool) -> 
     if LEARNERS[name].pretrains:
         own: Any = dict(recipe.learner)
         cls: Any = LEARNERS[own.pop("name")]
-        return cls(model=one._model(), n_way=20, n_classes=n_classes, seed=seed, **own)
+        made: Learner = cls(model=one._model(), n_way=20, n_classes=n_classes, seed=seed, **own)
+        return made
     return one.learner
 
 
 def changed(images: Tensor, key: Tensor, augment: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Each image of (T, S, C, H, W) under a change of its own."""
     flat = images.flatten(0, 1)
-    return augment(flat, keys.fold(key, torch.arange(len(flat)))).unflatten(0, images.shape[:2])
+    new = augment(flat, keys.fold(key, torch.arange(len(flat))))
+    return new.reshape(images.shape)
 
 
 def accuracy(learner: Learner, params: Params, episodes: Episode, views: int, seed: int) -> float:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 import warnings
@@ -50,6 +51,7 @@ from sklearn.preprocessing import StandardScaler
 from tegu import MetaLearned, recipes, report
 from tegu.engine.vectorise import tensors_of
 from tegu.job import Job
+from tegu.learners import PFN
 
 TRAINED = Path(__file__).parent / "trained" / "pfn-tables"
 ROWS = 192  # most training rows: those of meta-training
@@ -124,6 +126,7 @@ def pipeline(kind: str) -> Pipeline:
 
 def fitted(learned: MetaLearned, views: int) -> Classifier:
     """The network, with raw numbers and labels, as a user calls it."""
+    assert isinstance(learned.learner, PFN)
     chosen = replace(learned, learner=replace(learned.learner, views=views))
 
     def classify(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, int]:
@@ -157,7 +160,7 @@ class Scores:
 
     @property
     def ci95(self) -> float:
-        return 1.96 * statistics.stdev(self.right) / len(self.right) ** 0.5
+        return 1.96 * statistics.stdev(self.right) / math.sqrt(len(self.right))
 
 
 def cell(learner: str, data: str, split: str, found: list[Scores]) -> dict[str, Any]:

@@ -64,9 +64,9 @@ class Experiment:
     strict: bool = False
 
 
-JUMP = {"tested": 2, "episodes": 3853}
-AROUND = {"tested": 4, "episodes": 1119}
-LONG = {"tested": 5, "episodes": 784}
+JUMP: dict[str, Any] = {"tested": 2, "episodes": 3853}
+AROUND: dict[str, Any] = {"tested": 4, "episodes": 1119}
+LONG: dict[str, Any] = {"tested": 5, "episodes": 784}
 PLAIN: dict[str, Any] = {"memory": False, "n_support": 1, "n_query": 64, "meta_batch": 1}
 EXPERIMENTS = {
     "mutual-exclusivity": Experiment("mutual-exclusivity", 1.0, 4_000, meta_batch=4),

@@ -70,7 +70,7 @@ def main() -> None:
     for name, serial in (("reptile, serial", True), ("reptile, parallel", False)):
         runs = [run(serial, seed, arguments) for seed in range(arguments.seeds)]
         for results in zip(*runs, strict=True):
-            protocol = {"data": "omniglot", "n_way": 5, "n_shot": 1, "n_query": 1}
+            protocol: dict[str, Any] = {"data": "omniglot", "n_way": 5, "n_shot": 1, "n_query": 1}
             cells.append(report.cell(pooled(list(results)), learner=name, **protocol))
         print(report.table(cells), flush=True)
     document = report.result_document(

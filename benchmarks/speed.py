@@ -19,6 +19,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
         if act:
             for _ in range(3):  # what is compiled at first calls is no memory of the work
                 act(0)
-        found = peak.of(lambda act=act: act(0)) if act else None
+        found = peak.of(partial(act, 0)) if act else None
         if found:
             work = f"{contest.work}, {contest.precision}: {who}"
             cells.append(

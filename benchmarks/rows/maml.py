@@ -27,7 +27,8 @@ class Rival:
     """The outer gradient by some way of writing the inner loop, and Adam on it."""
 
     def __init__(self, adapter: rivals.Adapter, model: nn.Module, loss: Any, learner: Any) -> None:
-        self.model, self.plain = model, getattr(model, "model", model)
+        self.model = model
+        self.plain: Any = getattr(model, "model", model)
         self.iterate = adapter(model, loss, learner.inner_lr, learner.inner_steps)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
 
@@ -80,7 +81,11 @@ def contests(
     for precision, name in names:
         if precision not in engines:
             engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
-            checked("tegu", precision, lambda i, e=engine: e.outer_gradient(params, *drawn[i])[0])
+
+            def gradient(i: int, engine: Vectorised = engine) -> Params:
+                return engine.outer_gradient(params, *drawn[i])[0]
+
+            checked("tegu", precision, gradient)
             engines[precision] = _training(engine, params, drawn)
         yield Contest(
             work,

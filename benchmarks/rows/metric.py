@@ -39,13 +39,14 @@ class Loop:
         self.network = network
         backbone: nn.Module = Rounded(network) if rounded else network
         if by == "easyfsl":
-            methods = rivals.module("easyfsl.methods.prototypical_networks")
+            methods: Any = rivals.module("easyfsl.methods.prototypical_networks")
 
             class Squared(methods.PrototypicalNetworks):  # type: ignore[misc]
                 """With squared distances, as the paper has them."""
 
                 def l2_distance_to_prototypes(self, samples: Tensor) -> Tensor:
-                    return -(super().l2_distance_to_prototypes(samples) ** 2)
+                    distances: Tensor = super().l2_distance_to_prototypes(samples)
+                    return -(distances**2)
 
             self.model: Any = Squared(backbone)
         else:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tegu.inner import Params
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class PlainConv4(nn.Module):
@@ -99,11 +102,12 @@ class PlainMlp(nn.Module):
         return {own: params[ours] for own, ours in self._pairs()}
 
 
-def with_weights(model: nn.Module, params: Params) -> nn.Module:
+def with_weights(model: Net, params: Params) -> Net:
     """The network with these weights, as numbers of their own, in their dtype."""
     model = model.to(next(iter(params.values())).dtype)
+    own: Any = model
     with torch.no_grad():
-        for name, value in model.unnamed(params).items():  # type: ignore[operator]
+        for name, value in own.unnamed(params).items():
             model.get_parameter(name).copy_(value)
     return model
 

@@ -178,7 +178,8 @@ class PlainReptile:
 
 def warmed(learner: Any, drawn: Drawn) -> Params:
     """Parameters after some meta-iterations, not compiled: Adam's state has settled."""
-    engine, params = Vectorised(learner, vectorise="vmap"), learner.init()
+    engine = Vectorised(learner, vectorise="vmap")
+    params: Params = learner.init()
     for i in range(WARM):
         episodes, at = drawn[i]
         params, _ = engine.outer_step(params, episodes, at, outer_lr=OUTER_LR)
@@ -304,7 +305,11 @@ def testing(setup: Setup) -> Iterator[Contest]:
             check(
                 work, "tegu", precision, list(solved(engine, params, some, at)[first]), right[False]
             )
-            acts[precision] = lambda i, engine=engine: solved(engine, params, *drawn[i])
+
+            def act(i: int, engine: Vectorised = engine) -> Any:
+                return solved(engine, params, *drawn[i])
+
+            acts[precision] = act
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
         found = rival.answer(some, order[0][first], scale)
         check(work, "plain loop", rounded or "fp32", list(found), right[True])

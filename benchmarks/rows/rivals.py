@@ -79,9 +79,9 @@ def module(name: str) -> Any:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(package)
-        places = spec.submodule_search_locations
+        places = list(spec.submodule_search_locations)
     else:
-        places = shells.__path__
+        places = list(shells.__path__)
     folder, path = Path(next(iter(places))), package
     for part in ("", *inner):
         if part:
@@ -99,7 +99,7 @@ def plain(model: nn.Module, loss: Loss, lr: float, steps: int) -> Callable[..., 
 
     def iterate(x: Tensor, y: Tensor, query_x: Tensor, query_y: Tensor) -> None:
         for task in range(len(x)):
-            weights = dict(model.named_parameters())
+            weights: dict[str, Tensor] = dict(model.named_parameters())
             for _ in range(steps):
                 value = loss(functional_call(model, weights, (x[task],)), y[task])
                 grads = torch.autograd.grad(value, list(weights.values()), create_graph=True)

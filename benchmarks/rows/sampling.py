@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from rows import rivals
@@ -18,6 +18,7 @@ from rows.contest import Contest, Setup, check
 from rows.plain import PlainConv4, with_weights
 from tegu import MetaLearned, recipes
 from tegu.datasets.classes import ClassDataset
+from tegu.inner import Params
 from tegu.job import Job
 from tegu.sampling import FewShotTasks
 
@@ -83,13 +84,15 @@ def sampling(setup: Setup) -> Iterator[Contest]:
 def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
     """Its sampler and its collation in a data loader without workers, an episode a call."""
     base = rivals.module("easyfsl.datasets.few_shot_dataset").FewShotDataset
-    sys.modules["easyfsl.datasets"].FewShotDataset = base  # where its sampler looks for it
+    shell: Any = sys.modules["easyfsl.datasets"]
+    shell.FewShotDataset = base  # where its sampler looks for it
     sampler = rivals.module("easyfsl.samplers.task_sampler").TaskSampler
+    images_of = source.tensor
     labels = torch.arange(source.n_classes).repeat_interleave(source.counts).tolist()
 
     class Images(base):  # type: ignore[misc, valid-type]
         def __getitem__(self, item: int) -> tuple[Tensor, int]:
-            return source.examples[item].float() / 255, labels[item]
+            return images_of[item].float() / 255, labels[item]
 
         def __len__(self) -> int:
             return len(labels)
@@ -101,16 +104,16 @@ def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
         """Its own start passes what torch's samplers do not take any more."""
 
         def __init__(self) -> None:
-            old = torch.utils.data.Sampler.__init__
-            torch.utils.data.Sampler.__init__ = lambda self, data_source: None  # type: ignore[method-assign, assignment]
+            kind: Any = torch.utils.data.Sampler
+            old, kind.__init__ = kind.__init__, _nothing
             try:
                 super().__init__(images, 5, 1, 15, 10_000_000)
             finally:
-                torch.utils.data.Sampler.__init__ = old  # type: ignore[method-assign]
+                kind.__init__ = old
 
     images = Images()
     tasks = Started()
-    loader = torch.utils.data.DataLoader(
+    loader: Any = torch.utils.data.DataLoader(
         images, batch_sampler=tasks, collate_fn=tasks.episodic_collate_fn
     )
     drawn = iter(loader)
@@ -120,6 +123,9 @@ def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
             return next(drawn)
 
     return act
+
+
+def _nothing(self: Any, data_source: Any) -> None: ...
 
 
 def one_task(setup: Setup) -> Iterator[Contest]:
@@ -134,8 +140,8 @@ def one_task(setup: Setup) -> Iterator[Contest]:
     learned = MetaLearned(learner, params)
     network = with_weights(PlainConv4(5, tracks=False), params)
 
-    def answered(network: PlainConv4, shown: Tensor, asked: Tensor) -> Tensor:
-        weights = dict(network.named_parameters())
+    def answered(network: nn.Module, shown: Tensor, asked: Tensor) -> Tensor:
+        weights: Params = dict(network.named_parameters())
         for _ in range(learner.steps(training=False)):
             value = F.cross_entropy(functional_call(network, weights, (shown,)), y)
             grads = torch.autograd.grad(value, list(weights.values()))
@@ -144,7 +150,8 @@ def one_task(setup: Setup) -> Iterator[Contest]:
                 for (name, p), g in zip(weights.items(), grads, strict=True)
             }
         with torch.no_grad():
-            return functional_call(network, weights, (asked,))
+            answers: Tensor = functional_call(network, weights, (asked,))
+            return answers
 
     work = "one new task, Omniglot 5-way 1-shot, 75 queries: learn it and answer"
     exact = {k: v.double() for k, v in params.items()}
