@@ -137,6 +137,15 @@ def test_short_options_are_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert recipe["engine"]["threads"] == 1
 
 
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_slow_precision_is_told(
+    pays: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tegu.commands.runs.half_pays", lambda device: pays)
+    assert main(["train", *SINUSOIDS, "--run", "waves", "--precision", "bf16"]) == 0
+    assert ("--precision auto takes the faster" in capsys.readouterr().err) != pays
+
+
 def test_a_recipe_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[data]\nname = 'sinusoids'\n[model]\nname = 'mlp'\n[train]\nmeta_iterations = 1\n"
     Path("mine.toml").write_text(text)

@@ -18,6 +18,7 @@ from tegu.commands.shared import Outcome, listed, output_of, settings_of, traini
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.distribute import ALONE, Ranks
+from tegu.engine.precision import half_pays
 from tegu.engine.profile import Watch
 from tegu.engine.run import LARGEST, Run, read_metrics
 from tegu.engine.train import Progress
@@ -203,6 +204,8 @@ def trained(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, 
     say(
         f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
     )
+    if recipe.engine.precision == "bf16" and not half_pays(torch.device(recipe.engine.device)):
+        say("bf16 is slower than fp32 on this machine: --precision auto takes the faster one")
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
     total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
     with bar(title, total, unit=unit) as tell:
