@@ -27,6 +27,7 @@ from tegu.inner import Params
 from tegu.job import Job
 from tegu.recipes import Cell
 
+OUTPUT = Path("benchmarks/results/mlc.json")
 NAMES = {"grammars": "mlc-grammars", "add-jump": "mlc-scan-add-jump"}
 # What is asked of each: the setting data.test, episodes, and whether the published figure is of it.
 ASKED: dict[str, tuple[tuple[str, int, bool], ...]] = {
@@ -99,7 +100,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=NAMES)
     parser.add_argument("--iterations", type=int, default=0, help="other than the recipe's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/mlc.json"))
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     found, seconds, iterations = [], 0.0, 0
     for name in arguments.only or NAMES:
@@ -109,9 +110,10 @@ def main() -> None:
         found += cells(name, job, params, arguments)
         print(report.table(found), flush=True)
     only = "".join(f" --only {name}" for name in arguments.only)
+    into = f" --output {arguments.output}" if arguments.output != OUTPUT else ""
     document = report.result_document(
         name=arguments.output.stem,
-        command=f"python benchmarks/mlc.py --run RUNS{only}",
+        command=f"python benchmarks/mlc.py --run RUNS{only}{into}",
         seed=arguments.seed,
         training={
             "seconds": round(seconds, 1),

@@ -32,6 +32,7 @@ from tegu.learners.seq2seq import MetaSeq2Seq
 from tegu.losses import exact_match
 from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 
+OUTPUT = Path("benchmarks/results/scan-meta-seq2seq.json")
 SOURCE = "Lake (2019), arXiv:1906.05381 (unconfirmed)"
 
 
@@ -186,9 +187,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=0, help="other than those above")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/scan-meta-seq2seq.json")
-    )
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
     cells, seconds, iterations = [], 0.0, 0
     for name in arguments.only or EXPERIMENTS:
@@ -200,9 +199,10 @@ def main() -> None:
             print(report.table(cells[-1:]), flush=True)
     only = "".join(f" --only {name}" for name in arguments.only)
     beams = f" --beam {arguments.beam}" if arguments.beam > 1 else ""
+    into = f" --output {arguments.output}" if arguments.output != OUTPUT else ""
     document = report.result_document(
         name=arguments.output.stem,
-        command=f"python benchmarks/scan.py --data-dir DATA --run RUNS{only}{beams}",
+        command=f"python benchmarks/scan.py --data-dir DATA --run RUNS{only}{beams}{into}",
         seed=arguments.seed,
         training={
             "seconds": round(seconds, 1),
