@@ -12,10 +12,9 @@ the network that reads. `Lstm`, `Snail` and `InContext` are such networks. What 
 Each query continues the sequence by itself and sees no other query, so that all of them are
 answered side by side from one pass over the support set.
 
-Order and the names of classes mean nothing in a task, but something to such a network. So a task
-may be read in several views, the examples in another order and the classes under other labels:
-answers are averaged over views, and so is the loss while meta-training. Examples pass the model
-once, whatever the number of views.
+Order and the names of classes mean nothing in a task, but something to such a network. So a new
+task may be read in several views, the examples in another order and the classes under other
+labels, and answers averaged. Examples pass the model once, whatever the number of views.
 """
 
 from __future__ import annotations
@@ -70,7 +69,8 @@ class Reader(Head):
         width: W of the embedded examples and labels.
         every: weight of the mean loss over the support set, whose examples are each
             predicted from those before it; 0 for the loss on queries alone.
-        views: how many times a task is read; 1: in the order it came, and no more.
+        views: how many times a new task is read, after meta-training; 1: in the order
+            it came, and no more.
         seed: of the reading network's initial weights.
     """
 
@@ -181,27 +181,24 @@ class Reader(Head):
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss on the queries, and `every` times that at the support set's own positions."""
         known, asked = self.passed(params, episode)
-        if self.views == 1:
-            return self._loss(params, episode, known, asked)
-
-        def viewed(rows: Tensor, names: Tensor) -> Tensor:
-            seen, query = self._seen(episode.support, rows, names), episode.query
-            if not self.numbers:
-                query = query._replace(y=names[query.y])
-            return self._loss(params, Episode(seen, query), known[rows], asked)
-
-        losses: Tensor = vmap(viewed)(*self._orders(key, episode.support.mask))
-        return losses.mean()
+        state, outputs = self._read(params, known, episode.support, positions=self.every > 0)
+        scores = self._viewed(params, state, asked)
+        loss = self.loss(scores, episode.query)
+        if not self.every:
+            return loss
+        return loss + self.every * self.loss(self._outputs(params, outputs), episode.support)
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         features = self.features(params, support.x, support.mask, training=training)
         kept = {"support": self.kept(support)}
-        if self.views == 1:
+        if training or self.views == 1:
             return {**self._fitted(params, features, support), **kept}
         rows, names = self._orders(key, support.mask)
 
         def viewed(rows: Tensor, names: Tensor) -> State:
-            return self._fitted(params, features[rows], self._seen(support, rows, names))
+            x, y, mask = (field[rows] for field in support)
+            seen = Examples(x, y if self.numbers else names[y], mask)
+            return self._fitted(params, features[rows], seen)
 
         return {**vmap(viewed)(rows, names), "names": names, **kept}
 
@@ -216,19 +213,6 @@ class Reader(Head):
             orders.append(drawn.argsort(stable=True))
             renamed.append(keys.permutation(keys.fold(own, 1), self.n_way))
         return torch.stack(orders), torch.stack(renamed)
-
-    def _seen(self, support: Examples, rows: Tensor, names: Tensor) -> Examples:
-        x, y, mask = (field[rows] for field in support)
-        return Examples(x, y if self.numbers else names[y], mask)
-
-    def _loss(self, params: Params, episode: Episode, known: Tensor, asked: Tensor) -> Tensor:
-        """Loss from features (S, D) and (Q, D), in one view."""
-        state, outputs = self._read(params, known, episode.support, positions=self.every > 0)
-        scores = self._viewed(params, state, asked)
-        loss = self.loss(scores, episode.query)
-        if not self.every:
-            return loss
-        return loss + self.every * self.loss(self._outputs(params, outputs), episode.support)
 
     def positions(self, params: Params, support: Examples) -> Tensor:
         """Outputs (S, N) or (S, D): each support example, predicted from those before it."""
