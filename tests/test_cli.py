@@ -167,6 +167,18 @@ def test_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.endswith("result: r/evaluation.json\n")
 
 
+def test_settings_that_training_made_no_use_of_can_change_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document(capsys, "train", *GLYPHS, "--run", "r")
+    none = document(capsys, "evaluate", "r", "--episodes", "6", "--set", "learner.eval_steps=0")
+    assert none["command"] == "tegu evaluate RUN --set learner.eval_steps=0 --episodes 6"
+    some = document(capsys, "evaluate", "r", "--episodes", "6", "--set", "learner.eval_steps=9")
+    assert none["cells"] != some["cells"]
+    assert main(["evaluate", "r", "--set", "learner.inner_lr=0.1"]) == 2
+    assert "learner.eval_steps, learner.eval_batch" in capsys.readouterr().err
+
+
 def test_answers_in_the_light_of_other_queries_are_marked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -914,6 +914,17 @@ def test_the_same_input_and_key_give_the_same_bits(learner: Learner, episodes: E
         torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
+def test_later_settings_are_not_of_meta_training(learner: Learner, episodes: Episode) -> None:
+    """Bit for bit, so that a run can be evaluated under others than it was trained with."""
+    params, before = learner.init(), updated(Vectorised(learner), learner.init(), episodes)
+    for name in learner.later:
+        other = replace(learner, **{name: getattr(learner, name) + 1})
+        torch.testing.assert_close(other.init(), params, rtol=0, atol=0)
+        after = updated(Vectorised(other), params, episodes)
+        for a, b in zip(tensors(after), tensors(before), strict=True):
+            assert torch.equal(a, b)
+
+
 def test_arguments_and_model_are_unchanged(learner: Learner, episodes: Episode) -> None:
     params = trained(learner, episodes)
     model = {**learner.model.state_dict()}

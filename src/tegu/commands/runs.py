@@ -25,6 +25,7 @@ from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
+from tegu.learners import LEARNERS
 from tegu.meta import fitting
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -109,6 +110,13 @@ def _beside(job: Job, arguments: argparse.Namespace, overrides: dict[str, Any]) 
     ]
 
 
+def _later(recipe: dict[str, Any]) -> tuple[str, ...]:
+    """The learner's settings that training made no use of."""
+    settings = recipe["learner"]
+    name = settings.get("name") if isinstance(settings, dict) else None
+    return LEARNERS[name].later if name in LEARNERS else ()
+
+
 def evaluate_run(
     arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
 ) -> Outcome:
@@ -116,13 +124,14 @@ def evaluate_run(
 
     def read() -> tuple[dict[str, Any], tuple[Params, ...]]:
         recipe = _recipe_of(arguments.run)
+        # Where data lie may change, and new classes may lie there.
+        free = ["data.path", *(f"learner.{name}" for name in _later(recipe))]
         for key in overrides:
-            # Where data lie may change, and new classes may lie there.
-            if key.split(".")[0] not in ("evaluate", "engine") and key != "data.path":
+            if key.split(".")[0] not in ("evaluate", "engine") and key not in free:
                 raise InputError(
                     f"{key} in an evaluation",
-                    "settings of [evaluate] or [engine], or data.path; the others were fixed in "
-                    "training",
+                    f"settings of [evaluate] or [engine], {', '.join(free)}; the others were fixed "
+                    "in training",
                     "Train another run with it.",
                 )
         checkpoint = _checkpoint_of(arguments.run, recipe)

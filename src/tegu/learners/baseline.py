@@ -49,6 +49,7 @@ class Baseline(Pretrained):
     """
 
     name: ClassVar[str] = "baseline"
+    later: ClassVar[tuple[str, ...]] = ("eval_steps", "eval_batch")
 
     eval_steps: int = 100
     eval_batch: int = 4

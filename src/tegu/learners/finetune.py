@@ -61,6 +61,7 @@ class FineTune(Learner):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("classes", "numbers", "sequences")
+    later: ClassVar[tuple[str, ...]] = ("eval_steps", "eval_batch")
 
     inner_optimiser: str = "adam"
     inner_lr: float = 1e-3

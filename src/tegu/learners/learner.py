@@ -101,6 +101,7 @@ class Learner:
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001, "train.n_query": 5}
     start_numbers: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
     pretrains: ClassVar[bool] = False  # whether meta-training is classification of all classes
+    later: ClassVar[tuple[str, ...]] = ()  # settings that meta-training makes no use of
     transductive: ClassVar[bool] = False  # whether a query's answer depends on the other queries
 
     model: nn.Module = field(repr=False)

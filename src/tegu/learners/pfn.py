@@ -64,6 +64,7 @@ class PFN(Learner):
 
     name: ClassVar[str] = "pfn"
     targets: ClassVar[tuple[str, ...]] = ("table classes",)
+    later: ClassVar[tuple[str, ...]] = ("views",)
     start: ClassVar[Mapping[str, Any]] = {
         "train.outer_lr": 0.001,
         "train.meta_batch": 16,

@@ -75,6 +75,7 @@ class Reader(Head):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("classes", "numbers")
+    later: ClassVar[tuple[str, ...]] = ("views",)
     start: ClassVar[Mapping[str, Any]] = {
         "learner.normalisation": "running",
         "train.outer_lr": 0.001,
