@@ -79,3 +79,19 @@ def test_rows_agree_with_float64(speed: Any, row: str) -> None:
     first = next(iter(speed.ROWS[row](speed.Setup())))
     first.ours(0)
     assert first.per > 0
+
+
+@pytest.mark.parametrize(("of_512", "rows"), [(0.002, 2048), (0.3, 512)])
+def test_a_rate_is_not_measured_for_minutes(
+    monkeypatch: pytest.MonkeyPatch, of_512: float, rows: int
+) -> None:
+    """Eight emulated products of 2,048 rows take some; those of 512 tell as much."""
+    asked: list[int] = []
+
+    def product(precision: str, device: torch.device, n: int, *, times: int) -> float:
+        asked.append(n)
+        return of_512 * (n / 512) ** 3
+
+    monkeypatch.setattr(timing, "_product", product)
+    assert timing.limit("bf16") == pytest.approx(2 * 512**3 / of_512)
+    assert asked == [512, rows]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tegu.errors import InputError
 
-SLOW = 10.0  # seconds after which a rate is taken as it is
+SLOW = 0.05  # seconds of a product of 512 rows, beyond which larger ones tell nothing more
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,21 +33,27 @@ def limit(precision: str, device: torch.device | str = "cpu", *, size: int = 0) 
     Args:
         precision: "fp32" or "bf16".
         device: where.
-        size: rows and columns of the matrices; 0: 2,048 on a CPU, 8,192 on a GPU.
+        size: rows and columns of the matrices; 0: 2,048 on a CPU, 8,192 on a GPU, and 512
+            where the precision is emulated.
     """
     device = torch.device(device)
     n = size or (2048 if device.type == "cpu" else 8192)
+    if not size and _product(precision, device, 512, times=2) > SLOW:
+        n = 512
+    return 2 * n**3 / _product(precision, device, n, times=8)
+
+
+def _product(precision: str, device: torch.device, n: int, *, times: int) -> float:
+    """Seconds of the fastest of some products of matrices of n rows and columns."""
     a = torch.rand(n, n, device=device).to(DTYPES[precision])
-    times = []
-    for _ in range(8):
+    found = []
+    for _ in range(times):
         _finished(device)
         start = time.perf_counter()
         a @ a
         _finished(device)
-        times.append(time.perf_counter() - start)
-        if sum(times) > SLOW:
-            break
-    return 2 * n**3 / min(times)
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def operations(act: Callable[[], Any]) -> int:
