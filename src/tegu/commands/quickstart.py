@@ -38,7 +38,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     learner: Any = job.learner
     fresh = learner.init()
     # From scratch: the same network and images, a common Adam, and time to converge.
-    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=5 * learner.eval_steps)
+    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=3 * learner.eval_steps)
     rows: dict[str, Result] = {}
     for name, chosen, start in (
         ("scratch", scratch, {k: v for k, v in fresh.items() if "/" not in k}),
