@@ -92,6 +92,6 @@ def test_a_rate_is_not_measured_for_minutes(
         asked.append(n)
         return of_512 * (n / 512) ** 3
 
-    monkeypatch.setattr(timing, "_product", product)
+    monkeypatch.setattr(timing, "product", product)
     assert timing.limit("bf16") == pytest.approx(2 * 512**3 / of_512)
     assert asked == [512, rows]

@@ -38,12 +38,12 @@ def limit(precision: str, device: torch.device | str = "cpu", *, size: int = 0) 
     """
     device = torch.device(device)
     n = size or (2048 if device.type == "cpu" else 8192)
-    if not size and _product(precision, device, 512, times=2) > SLOW:
+    if not size and product(precision, device, 512, times=2) > SLOW:
         n = 512
-    return 2 * n**3 / _product(precision, device, n, times=8)
+    return 2 * n**3 / product(precision, device, n, times=8)
 
 
-def _product(precision: str, device: torch.device, n: int, *, times: int) -> float:
+def product(precision: str, device: torch.device, n: int, *, times: int) -> float:
     """Seconds of the fastest of some products of matrices of n rows and columns."""
     a = torch.rand(n, n, device=device).to(DTYPES[precision])
     found = []

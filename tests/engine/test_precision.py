@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count, repeat
+from itertools import count
 
 import pytest
 import torch
@@ -22,16 +22,15 @@ def _forget() -> Iterator[None]:
     half_pays.cache_clear()
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, full: float, half: float) -> list[torch.dtype]:
+def machine(monkeypatch: pytest.MonkeyPatch, *, full: float, half: float) -> list[str]:
     """A machine whose products take so many seconds; the list fills with what it was asked."""
-    asked: list[torch.dtype] = []
+    asked: list[str] = []
 
-    def times(dtype: torch.dtype) -> Iterator[float]:
-        for seconds in repeat(full if dtype == torch.float32 else half):
-            asked.append(dtype)
-            yield seconds
+    def product(name: str, device: torch.device, n: int, *, times: int) -> float:
+        asked.extend([name] * times)
+        return full if name == "fp32" else half
 
-    monkeypatch.setattr(precision, "_times", times)
+    monkeypatch.setattr(precision, "product", product)
     return asked
 
 
@@ -48,15 +47,16 @@ def test_a_machine_without_bf16_is_asked_twice_and_no_more(monkeypatch: pytest.M
     """A product in software can take a second."""
     asked = machine(monkeypatch, full=0.001, half=1.0)
     assert [chosen("auto", CPU) for _ in range(3)] == ["fp32"] * 3
-    assert asked.count(torch.bfloat16) == 2
+    assert asked.count("bf16") == 2
 
 
 def test_one_slow_product_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def times(dtype: torch.dtype) -> Iterator[float]:
-        for number in count():
-            yield 2.0 if dtype == torch.float32 else 1.0 if number % 3 == 0 else 5.0
+    calls = count()
 
-    monkeypatch.setattr(precision, "_times", times)
+    def product(name: str, device: torch.device, n: int, *, times: int) -> float:
+        return 2.0 if name == "fp32" else 1.0 if next(calls) % 3 == 1 else 5.0
+
+    monkeypatch.setattr(precision, "product", product)
     assert chosen("auto", CPU) == "bf16"
 
 

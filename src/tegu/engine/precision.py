@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tegu.errors import unknown
+from tegu.timing import product
 
 PRECISIONS = ("auto", "fp32", "bf16")
 SIDE = 512  # of the matrices that are multiplied to see
@@ -40,21 +40,12 @@ def half_pays(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
-    full, half = _times(torch.float32), _times(torch.bfloat16)
-    next(full), next(half)  # threads and code are set up
-    least = [min(next(full) for _ in range(5)), next(half)]
-    if least[1] < 4 * least[0]:
-        for _ in range(10):
-            least = [min(least[0], next(full)), min(least[1], next(half))]
-    return least[1] < least[0]
-
-
-def _times(dtype: torch.dtype) -> Iterator[float]:
-    a = torch.ones(SIDE, SIDE, dtype=dtype)
-    while True:
-        start = time.perf_counter()
-        a @ a
-        yield time.perf_counter() - start
+    full, half = product("fp32", device, SIDE, times=6), product("bf16", device, SIDE, times=2)
+    if half < 4 * full:  # near enough for a closer look, in turn
+        for _ in range(5):
+            full = min(full, product("fp32", device, SIDE, times=2))
+            half = min(half, product("bf16", device, SIDE, times=2))
+    return half < full
 
 
 @contextmanager
