@@ -313,6 +313,12 @@ CASES = {
     "an empty layer of four": Case(
         f"{SETTING}model.widths=[4,4,0,4]", "model.widths is [4,4,0,4]", "at least 1", "Change wi"
     ),
+    "attention without heads": Case(
+        "train --learner cnp --data gp --set model.heads=0",
+        "model.heads is 0",
+        "at least 1",
+        "Change heads",
+    ),
     "a depth between two": Case(
         f"{OTHER} --model wrn --set model.depth=27",
         "depth is 27",

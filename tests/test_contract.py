@@ -21,8 +21,9 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples, select, stack
+from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import LEARNERS, Learner
+from tegu.learners import LEARNERS, FineTune, Learner
 from tegu.losses import squared_error, token_cross_entropy
 from tegu.models import (
     BatchNorm,
@@ -901,6 +902,15 @@ def trained(learner: Learner, episodes: Episode) -> Params:
     return new
 
 
+def test_a_state_is_carried_where_there_is_a_rule_for_it(learner: Learner) -> None:
+    for name in ("sgd", "adam") if isinstance(learner, FineTune) else ():
+        settings: dict[str, Any] = {"inner_optimiser": name, "carry": True}
+        if name in learner.carries:
+            continue
+        with pytest.raises(InputError, match=f"carry with {name} and|with adam"):
+            replace(learner, **settings)
+
+
 def test_every_learner_has_a_row() -> None:
     named = {row.make(model()).name for row, model in PAIRS.values()}
     assert named == set(LEARNERS)
@@ -914,11 +924,20 @@ def test_the_same_input_and_key_give_the_same_bits(learner: Learner, episodes: E
         torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
+def changed(value: Any) -> Any:
+    """Another value of a setting, which a learner that has it accepts."""
+    if isinstance(value, str):
+        return {"sgd": "adam", "adam": "sgd"}[value]
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value / 2 or 0.5
+
+
 def test_later_settings_are_not_of_meta_training(learner: Learner, episodes: Episode) -> None:
     """Bit for bit, so that a run can be evaluated under others than it was trained with."""
     params, before = learner.init(), updated(Vectorised(learner), learner.init(), episodes)
     for name in learner.later:
-        other = replace(learner, **{name: getattr(learner, name) + 1})
+        other = replace(learner, **{name: changed(getattr(learner, name))})
         torch.testing.assert_close(other.init(), params, rtol=0, atol=0)
         after = updated(Vectorised(other), params, episodes)
         for a, b in zip(tensors(after), tensors(before), strict=True):

@@ -114,6 +114,19 @@ def test_updates_can_be_differentiated() -> None:
     assert torch.autograd.gradcheck(two_steps, w)
 
 
+@pytest.mark.parametrize("beta1", [0.0, 0.9])
+def test_a_gradient_of_zero_has_a_derivative(beta1: float) -> None:
+    """A dead unit's: the root of its mean square has an infinite slope, which nothing reaches."""
+    adam, w = Adam(0.1, beta1), torch.tensor([2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    p, state = {"w": w}, adam.init({"w": w})
+    for _ in range(2):
+        p, state = adam.update(p, {"w": p["w"].relu() ** 3}, state)
+    assert torch.equal(p["w"][1], w[1])
+    (slope,) = torch.autograd.grad(p["w"].sum(), w)
+    assert slope[1] == 1
+    assert slope.isfinite().all()
+
+
 @pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))
 def test_vmap_equals_one_by_one(ours: InnerOptimiser) -> None:
     params = [draw(i) for i in range(3)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tegu.episodes import Examples
+from tegu.errors import InputError
 from tegu.losses import accuracy, cross_entropy, gaussian, log_likelihood, moments, squared_error
 
 MASK = torch.tensor([True, True, False])
@@ -25,6 +26,13 @@ def test_squared_error_by_hand() -> None:
     outputs = torch.tensor([[1.0, 2.0], [0.0, 0.0], [9.0, 9.0]])
     target = Examples(torch.zeros(3, 1), torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 0.0]]), MASK)
     assert float(squared_error(outputs, target)) == pytest.approx((2.5 + 4.5) / 2)
+
+
+def test_squared_error_never_broadcasts() -> None:
+    target = Examples.dense(torch.zeros(3, 1), torch.zeros(3, 1))
+    for outputs in (torch.zeros(3), torch.zeros(3, 2)):
+        with pytest.raises(InputError, match=r"outputs of shape .* for targets of \(3, 1\)"):
+            squared_error(outputs, target)
 
 
 def test_accuracy_by_hand() -> None:

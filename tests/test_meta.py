@@ -168,6 +168,12 @@ def test_running_statistics_are_those_of_meta_training(toy_images: tegu.ClassDat
     torch.testing.assert_close(found.adapt(x, ["a", "b", "c"]).outputs(x), -apart)
 
 
+def test_tasks_of_more_ways_than_the_learner_has(toy_images: tegu.ClassDataset) -> None:
+    learner = tegu.learners.ProtoNet(model=tegu.models.Conv4(0, size=8, width=4), n_way=2)
+    with pytest.raises(InputError, match="tasks of 3 ways for ProtoNet with n_way=2"):
+        tegu.meta_train(learner, tegu.FewShotTasks(toy_images, 3, 2, 2), meta_iterations=1)
+
+
 def test_a_run_with_augmentation_is_another(toy_images: tegu.ClassDataset, tmp_path: Path) -> None:
     """A run is not gone on with under other images."""
     learner = tegu.Reptile(model=tegu.models.Mlp(64, 3, hidden=(4,)), inner_steps=1)

@@ -52,6 +52,9 @@ Exit codes: 0 done, 2 bad input, 130 or 143 stopped and ready to be resumed.
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)  # a later option may share the letters
+
     def error(self, message: str) -> NoReturn:
         raise InputError(message, "arguments as in the help", f"See `{self.prog} --help`.")
 

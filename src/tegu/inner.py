@@ -103,7 +103,9 @@ class Adam:
         for name, p in params.items():
             v = self.beta2 * state[f"v/{name}"] + (1 - self.beta2) * grads[name].square()
             new[f"v/{name}"] = v
-            out[name] = p - lr * means[name] / (v.sqrt() + self.eps)
+            # The root's slope is infinite at 0, where a gradient that is exactly 0 leads.
+            root = v.clamp(min=torch.finfo(v.dtype).tiny).sqrt()
+            out[name] = p - lr * means[name] / (root + self.eps)
         return out, new
 
     def decay(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tegu.datasets.tokens import PAD
 from tegu.episodes import Examples
+from tegu.errors import InputError
 
 Loss = Callable[[Tensor, Examples], Tensor]
 
@@ -27,7 +28,17 @@ def cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
 
 
 def squared_error(outputs: Tensor, target: Examples) -> Tensor:
-    """Mean squared error: outputs and target.y (S, D) floating."""
+    """Mean squared error: outputs and target.y (S, D) floating.
+
+    Raises:
+        InputError: they have different shapes.
+    """
+    if outputs.shape != target.y.shape:
+        raise InputError(
+            f"outputs of shape {tuple(outputs.shape)} for targets of {tuple(target.y.shape)}",
+            "a number of output for each of a target",
+            "Give the model's last layer as many outputs.",
+        )
     return _mean((outputs - target.y).square().mean(-1), target.mask)
 
 

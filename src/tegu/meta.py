@@ -262,6 +262,13 @@ def meta_train(
     """
     if outer_lr is None:
         outer_lr = float(learner.start["train.outer_lr"])
+    told, asked = getattr(learner, "n_way", 0), getattr(tasks, "n_way", 0)
+    if told and asked > told:
+        raise InputError(
+            f"tasks of {asked} ways for {type(learner).__name__} with n_way={told}",
+            "no more ways than the learner's",
+            f"Build {type(learner).__name__} with n_way={asked}.",
+        )
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -391,12 +392,15 @@ def test_reports(tasks: FewShotTasks) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"meta_iterations": 0}, r"meta_iterations is 0; expected at least 1\. Raise"),
+        ({"meta_iterations": 0}, r"meta_iterations is 0; expected at least 1\. Change"),
         ({"meta_batch": 0}, r"meta_batch is 0; expected at least 1"),
         ({"validate_every": -1}, r"validate_every is -1; expected at least 0"),
+        ({"outer_lr": -0.1}, r"outer_lr is -0\.1; expected at least 0"),
+        ({"outer_lr_final": math.nan}, r"outer_lr_final is nan"),
+        ({"checkpoint_seconds": math.inf}, r"checkpoint_seconds is inf"),
     ],
 )
-def test_settings_out_of_range(settings: dict[str, int], text: str) -> None:
+def test_settings_out_of_range(settings: dict[str, float], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Settings(**{"meta_iterations": 1, **settings})
 

@@ -156,6 +156,20 @@ def test_what_vmap_cannot_run_is_looped_with_one_warning(norm: bool, episodes: E
         run(Vectorised(learner, vectorise="vmap"), episodes)
 
 
+class Huge(nn.Linear):
+    """Runs out of memory, on whichever machine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.empty(1 << 50, dtype=torch.float64).sum()
+
+
+def test_a_lack_of_memory_is_no_reason_for_a_loop(episodes: Episode) -> None:
+    engine = Vectorised(learner_of(Huge(6, 3)))
+    with pytest.raises(InputError, match="4 tasks side by side.*Lower engine.at_once"):
+        run(engine, episodes)
+    assert not engine.loop
+
+
 def test_an_error_of_the_users_own_is_raised_and_no_warning_given(episodes: Episode) -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         run(Vectorised(learner_of(nn.Linear(5, 3))), episodes)

@@ -106,6 +106,16 @@ def test_hundred_steps_learn_separated_classes(smooth: nn.Module) -> None:
         assert scores.argmax(-1).tolist() == [0, 1, 2]
 
 
+def test_the_published_scale_goes_by_the_number_of_classes(smooth: nn.Module) -> None:
+    x = torch.ones(2, 5, dtype=torch.float64)
+    for n_classes, scale in ((200, 2.0), (201, 10.0)):
+        auto, told = (
+            BaselinePlusPlus(model=smooth, n_classes=n_classes, base_scale=s) for s in (0.0, scale)
+        )
+        params = auto.init()
+        assert torch.equal(auto.classify(params, x), told.classify(params, x))
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -116,7 +126,7 @@ def test_hundred_steps_learn_separated_classes(smooth: nn.Module) -> None:
         ({"dampening": -0.1}, r"dampening is -0\.1; expected at least 0"),
         ({"weight_decay": -1.0}, r"weight_decay is -1\.0; expected 0 or more"),
         ({"scale": 0.0}, r"scale is 0\.0; expected a number above 0"),
-        ({"base_scale": -2.0}, r"base_scale is -2\.0; expected a number above 0"),
+        ({"base_scale": -2.0}, r"base_scale is -2\.0; expected 0 or more"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str, smooth: nn.Module) -> None:

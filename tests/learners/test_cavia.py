@@ -161,7 +161,10 @@ def test_what_vmap_cannot_run_is_still_looped(episodes: Episode) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"context": 0}, "context is 0; expected at least 1"), ({"carry": True}, "carry with CAVIA")],
+    [
+        ({"context": 0}, "context is 0; expected at least 1"),
+        ({"carry": True}, "carry with sgd and Cavia"),
+    ],
 )
 def test_what_is_refused(settings: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):

@@ -223,7 +223,10 @@ def test_any_number_of_classes() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"n_way": 1}, "n_way is 1; expected at least 2"), ({"carry": True}, "carry with Proto-MAML")],
+    [
+        ({"n_way": 1}, "n_way is 1; expected at least 2"),
+        ({"carry": True}, "carry with sgd and ProtoMaml"),
+    ],
 )
 def test_what_is_refused(settings: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):

@@ -18,7 +18,7 @@ from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import InContext, Lstm, Reader, Snail
-from tegu.losses import squared_error
+from tegu.losses import gaussian, squared_error
 
 KEYS = keys.fold(keys.key(0), torch.arange(3))
 Network = Callable[[Params, Tensor, Tensor, Tensor], Tensor]
@@ -362,6 +362,24 @@ def test_other_targets_than_told(smooth: nn.Module, toy_episodes: Episode) -> No
             learner.adapt(learner.init(), three, KEYS[0])
     with pytest.raises(InputError, match="a support set without rows"):
         of_classes.adapt(of_classes.init(), upto(support, 0), KEYS[0])
+
+
+def test_numbers_with_a_spread(kind: str) -> None:
+    """Means beside deviations; readings of a set in other orders are components of a mixture."""
+    waves = tegu.Sinusoids(n_shot=4, n_query=3)
+    model = tegu.models.Mlp(1, 0, hidden=(5,))
+    learner = READERS[kind][0](model=model, numbers=1, width=4, loss=gaussian)
+    learned = tegu.meta_train(learner, waves, meta_iterations=2, meta_batch=3)
+    x, y, asked = [[0.0], [1.0], [2.0]], [[0.5], [0.9], [0.1]], [[0.5], [1.5]]
+    one = learned.adapt(x, y).outputs(asked)
+    assert one.shape == (2, 2)
+    many = replace(learned, learner=replace(learner, views=5)).adapt(x, y)
+    parts = many.outputs(asked).unflatten(1, (5, 2))
+    torch.testing.assert_close(parts[:, 0], one)  # the first reading is in the given order
+    mean, sd = many.predict_distribution(asked)
+    torch.testing.assert_close(mean[:, 0], parts[..., 0].mean(1))
+    inside = (2 * parts[..., 1]).exp().mean(1)
+    torch.testing.assert_close(sd[:, 0] ** 2, inside + parts[..., 0].var(1, correction=0))
 
 
 def test_numbers_through_the_two_phases(kind: str) -> None:

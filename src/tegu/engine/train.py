@@ -97,10 +97,13 @@ class Settings:
             ("meta_batch", 1),
             ("validate_every", 0),
             ("seconds", 0),
+            ("outer_lr", 0),
+            ("outer_lr_final", 0),
+            ("checkpoint_seconds", 0),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
+                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Change {name}."
                 )
 
     def outer_rate(self, done: float) -> float:

@@ -525,23 +525,43 @@ class Vectorised:
     def _either(
         self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any, tasks: int
     ) -> Any:
-        if self.loop or (tasks == 1 and not self.compile):  # one alone has no use for vmap
-            return slow(*args)
-        if self._settled:
-            return fast(*args)
+        alone = tasks == 1 and not self.compile  # has no use for vmap
+        run = slow if self.loop or alone else fast
+        try:
+            if run is slow or self._settled:
+                return run(*args)
+            return self._tried(fast, slow, *args)
+        except RuntimeError as failure:
+            if not _lacks_memory(failure):
+                raise
+            raise InputError(
+                f"{tasks} tasks side by side, which do not fit the memory",
+                "fewer, or a smaller model",
+                "Lower engine.at_once in training, evaluate.at_once in evaluation.",
+            ) from failure
+
+    def _tried(self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any) -> Any:
+        """The fast way, and where it fails the slow one from then on."""
         try:
             out = fast(*args)
         except RuntimeError as failure:
+            if _lacks_memory(failure):
+                raise
             out = slow(*args)  # where this fails too, its error is the user's to see
             self.loop = True
             reason = str(failure).strip().splitlines()[0]
             warnings.warn(
                 f"tasks run one by one, since vmap cannot run this model: {reason}",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         self._settled = True
         return out
+
+
+def _lacks_memory(failure: RuntimeError) -> bool:
+    """On a CPU it is only the text of the error that tells."""
+    return isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in str(failure)
 
 
 def _moved(

@@ -49,7 +49,14 @@ class Baseline(Pretrained):
     """
 
     name: ClassVar[str] = "baseline"
-    later: ClassVar[tuple[str, ...]] = ("eval_steps", "eval_batch")
+    later: ClassVar[tuple[str, ...]] = (
+        "eval_steps",
+        "eval_batch",
+        "head_lr",
+        "momentum",
+        "dampening",
+        "weight_decay",
+    )
 
     eval_steps: int = 100
     eval_batch: int = 4
@@ -134,8 +141,8 @@ class BaselinePlusPlus(Baseline):
 
     Args:
         scale: factor on the cosines of a task.
-        base_scale: factor on the cosines of the training classes; published with 2
-            up to 200 classes, 10 above.
+        base_scale: factor on the cosines of the training classes; 0 for the published
+            one, 2 up to 200 classes and 10 above.
 
     Reference:
         arXiv:1904.04232. Differs from its published code: cosines have no learned
@@ -143,23 +150,24 @@ class BaselinePlusPlus(Baseline):
     """
 
     name: ClassVar[str] = "baseline++"
+    later: ClassVar[tuple[str, ...]] = (*Baseline.later, "scale")
 
     scale: float = 2.0
-    base_scale: float = 10.0
+    base_scale: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("scale", "base_scale"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "a number above 0", "Write 2, or 10."
-                )
+        if not 0 < self.scale < float("inf"):
+            raise InputError(f"scale is {self.scale}", "a number above 0", "Write 2, or 10.")
+        if not 0 <= self.base_scale < float("inf"):
+            raise InputError(f"base_scale is {self.base_scale}", "0 or more", "Write 0, or 10.")
 
     def init(self) -> Params:
         return {k: v for k, v in super().init().items() if k != "classifier/bias"}
 
     def classify(self, params: Params, features: Tensor) -> Tensor:
-        return self.base_scale * cosines(features, params["classifier/weight"])
+        scale = self.base_scale or (2.0 if self.n_classes <= 200 else 10.0)
+        return scale * cosines(features, params["classifier/weight"])
 
     def fresh(self, key: Tensor, like: Tensor) -> Params:
         return {"weight": super().fresh(key, like)["weight"]}

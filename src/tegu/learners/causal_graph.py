@@ -172,6 +172,14 @@ class CausalGraph(Learner):
                 raise InputError(
                     f"{name} is {getattr(self, name)}", f"{least} or more", f"Raise {name}."
                 )
+        for name in ("evidence", "belief_rate", "bound"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", "a number above 0", f"Change {name}."
+                )
+        for name in ("margin", "sparse", "acyclic"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
         if not 0 <= self.fitting <= 1:
             raise InputError(f"fitting is {self.fitting}", "a share, 0 to 1", "Write 0.5, say.")
         if not hasattr(self.model, "variables"):

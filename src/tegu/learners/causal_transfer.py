@@ -62,7 +62,9 @@ class CausalTransfer(FineTune):
             fitted already.
         refit: go on fitting the models beside the belief, as an encoder that moves needs it.
         encoder: pairs are turned by an angle that is meta-learned, `encoder/angle`, 0 at first.
-        first_order: the angle's gradient takes the adapted models as constants, as the
+            An `ExpertPair` turns with them: each task starts from the joint mixture that its
+            a -> b holds, turned by the angle, so that it need not be fitted again.
+        first_order: the angle's gradient takes the gradients of adaptation for constants, as the
             published code does; else it goes through all steps of adaptation. The belief's
             gradient is the same.
         evidence: how log-likelihoods of a mini-batch count in L: their "sum" (the paper), or
@@ -72,8 +74,8 @@ class CausalTransfer(FineTune):
             for each inner step, in place of the gradient's; 0 for the gradient. The published code
             fits them anew by EM, to convergence.
 
-    The other settings are those of `FineTune`; the defaults are the paper's for tables: two
-    steps of gradient descent, ten pairs in each.
+    The other settings are those of `FineTune` but `carry` and `summed`; the defaults are the
+    paper's for tables: two steps of gradient descent, ten pairs in each.
 
     Reference:
         arXiv:1901.10912. Differs from the paper: belief, angle and models are moved by one
@@ -115,6 +117,14 @@ class CausalTransfer(FineTune):
             raise InputError(f"fit is {self.fit}", "at least 0 and below 1", "Try 0.5.")
         if self.em < 0:
             raise InputError(f"em is {self.em}", "0 or more", "Raise em.")
+        if self.summed:
+            raise InputError("summed with causal-transfer", "the mean", "Leave out summed.")
+        if self.refit and self.encoder and isinstance(self.model, ExpertPair):
+            raise InputError(
+                "refit with an encoder and an ExpertPair",
+                "a mixture that turns with the encoder, fitted before",
+                "Leave out refit.",
+            )
 
     def init(self) -> Params:
         weights = super().init()

@@ -58,6 +58,8 @@ class Cavia(Maml):
         key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
     }
 
+    carries: ClassVar[tuple[str, ...]] = ()
+
     context: int = 5
     inner_lr: float = 1.0
     eval_steps: int = 1
@@ -66,12 +68,6 @@ class Cavia(Maml):
         super().__post_init__()
         if self.context < 1:
             raise InputError(f"context is {self.context}", "at least 1", "Raise context.")
-        if self.carry:
-            raise InputError(
-                "carry with CAVIA",
-                "an optimiser that every task starts afresh, as its context",
-                "Leave out carry.",
-            )
 
     @classmethod
     def extra_inputs(cls, settings: Mapping[str, Any]) -> int:

@@ -54,14 +54,17 @@ class FineTune(Learner):
         eval_steps: steps per task after meta-training.
         eval_batch: rows of a mini-batch after meta-training; 0 likewise.
         carry: the optimiser's state is meta-learned with the weights, so that a
-            task goes on from it; otherwise every task starts afresh.
+            task goes on from it; otherwise every task starts afresh. Only for the
+            optimisers of `carries`, whose state the algorithm has a rule for.
         summed: the loss of a mini-batch is the sum over its rows in units of
             `inner_batch`: the mean while meta-training, and less for smaller
-            batches after it. Otherwise it is the mean throughout.
+            batches after it. Otherwise, and where a step takes the whole support set,
+            it is the mean.
     """
 
     targets: ClassVar[tuple[str, ...]] = ("classes", "numbers", "sequences")
     later: ClassVar[tuple[str, ...]] = ("eval_steps", "eval_batch")
+    carries: ClassVar[tuple[str, ...]] = ()
 
     inner_optimiser: str = "adam"
     inner_lr: float = 1e-3
@@ -93,6 +96,12 @@ class FineTune(Learner):
                     f"{name} is {getattr(self, name)}", "at least 0 and below 1", "Try 0.9, or 0."
                 )
         _ = self.optimiser  # an unknown name is an error here, not in the first step
+        if self.carry and self.inner_optimiser not in self.carries:
+            raise InputError(
+                f"carry with {self.inner_optimiser} and {type(self).__name__}",
+                "an optimiser that every task starts afresh",
+                "Leave out carry.",
+            )
 
     @property
     def optimiser(self) -> InnerOptimiser:

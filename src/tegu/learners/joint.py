@@ -28,6 +28,13 @@ class Joint(FineTune):
 
     name: ClassVar[str] = "joint"
     targets: ClassVar[tuple[str, ...]] = ("numbers",)
+    later: ClassVar[tuple[str, ...]] = (
+        *FineTune.later,
+        "inner_optimiser",
+        "inner_lr",
+        "momentum",
+        "beta1",
+    )
     start_numbers: ClassVar[Mapping[str, Any]] = {
         "learner.inner_optimiser": "sgd",
         "learner.inner_lr": 0.02,

@@ -50,6 +50,7 @@ class LaplacianShot(SimpleShot):
 
     name: ClassVar[str] = "laplacianshot"
     transductive: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("weight", "neighbours", "rounds", "rectify")
 
     weight: float = 1.0
     neighbours: int = 2

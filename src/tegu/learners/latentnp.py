@@ -42,6 +42,8 @@ class Np(Process):
     name: ClassVar[str] = "np"
     network: ClassVar[Mapping[str, Any]] = {"name": "neural-process", "path": "", "latent": 128}
 
+    later: ClassVar[tuple[str, ...]] = ("samples",)
+
     samples: int = 32
 
     def __post_init__(self) -> None:

@@ -53,6 +53,9 @@ class Maml(FineTune):
         "train.n_query": 10,
     }
 
+    # Momentum is learned by gradient as weights are; Adam's mean squares would turn negative.
+    carries: ClassVar[tuple[str, ...]] = ("sgd",)
+
     inner_optimiser: str = "sgd"
     inner_lr: float = 0.4
     inner_steps: int = 1

@@ -66,6 +66,8 @@ class MamlPlusPlus(Maml):
         "train.outer_schedule": "cosine",
     }
 
+    carries: ClassVar[tuple[str, ...]] = ()
+
     inner_lr: float = 0.1
     inner_steps: int = 5
     eval_steps: int = 5
@@ -82,10 +84,9 @@ class MamlPlusPlus(Maml):
                     "a share of meta-training, 0 to 1",
                     f"Write {name}=0.1 for its first tenth.",
                 )
-        if self.inner_optimiser != "sgd" or self.momentum or self.carry:
+        if self.inner_optimiser != "sgd" or self.momentum:
             raise InputError(
-                f"{self.name} with {self.inner_optimiser}, momentum {self.momentum} and "
-                f"carry {self.carry}",
+                f"{self.name} with {self.inner_optimiser} and momentum {self.momentum}",
                 "plain SGD, whose rates it learns",
                 "Leave these settings out.",
             )

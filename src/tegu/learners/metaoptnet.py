@@ -40,7 +40,8 @@ class MetaOptNetSVM(Head):
         arXiv:1904.03758 and its published code, whose C and first scale these
         are. Differs from both: another interior-point method, with a derivative
         taken by one Newton step; classes that the support set does not show are
-        no part of the problem. The paper trains by SGD and with smoothed
+        no part of the problem; the kernel is taken as it is, where the code adds 1 to
+        its diagonal for its solver's sake. The paper trains by SGD and with smoothed
         labels, which here would be another `loss`.
     """
 

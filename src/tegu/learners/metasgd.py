@@ -62,7 +62,7 @@ class MetaSgd(Maml):
         super().__post_init__()
         if self.initial not in ("uniform", "same"):
             raise unknown("way to start the rates", self.initial, ["uniform", "same"])
-        if not 0 <= self.lowest_rate <= self.highest_rate:
+        if not 0 <= self.lowest_rate <= self.highest_rate < float("inf"):
             raise InputError(
                 f"rates from {self.lowest_rate} to {self.highest_rate}",
                 "0 or more, the lower first",

@@ -14,7 +14,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import Loss, gaussian
+from tegu.losses import Loss, gaussian, squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,12 @@ class Process(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.loss is squared_error:
+            raise InputError(
+                f"squared_error with {type(self).__name__}",
+                "a loss of means and log standard deviations",
+                "Leave out loss, or pass tegu.losses.gaussian.",
+            )
         for name in ("in_width", "out_width", "encode", "decode"):
             if not hasattr(self.model, name):
                 raise InputError(

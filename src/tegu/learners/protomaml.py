@@ -51,6 +51,8 @@ class ProtoMaml(Maml):
     headless: ClassVar[bool] = True
     targets: ClassVar[tuple[str, ...]] = ("classes",)
 
+    carries: ClassVar[tuple[str, ...]] = ()
+
     n_way: int = 5
     inner_lr: float = 0.01
     inner_steps: int = 5
@@ -60,12 +62,6 @@ class ProtoMaml(Maml):
         super().__post_init__()
         if self.n_way < 2:
             raise InputError(f"n_way is {self.n_way}", "at least 2", "Raise n_way.")
-        if self.carry:
-            raise InputError(
-                "carry with Proto-MAML",
-                "an optimiser that every task starts afresh, as its head",
-                "Leave out carry.",
-            )
 
     def adaptable(self, params: Params) -> Params:
         """The head, and the body: without the rest of the model where it is a module."""

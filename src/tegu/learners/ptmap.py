@@ -54,6 +54,7 @@ class PtMap(Pretrained):
 
     name: ClassVar[str] = "pt-map"
     transductive: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("power", "sharpness", "rate", "rounds", "sinkhorn")
 
     power: float = 0.5
     sharpness: float = 10.0

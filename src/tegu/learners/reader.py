@@ -35,7 +35,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 from tegu.learners.learner import Learner, State
-from tegu.losses import cross_entropy
+from tegu.losses import cross_entropy, gaussian
 
 OWN = "reader/"  # the reading network's weights among what is meta-learned
 
@@ -164,13 +164,14 @@ class Reader(Head):
     def init(self) -> Params:
         """The model's weights, and those of the reading network under "reader/"."""
         targets = self.numbers or self.n_way
+        outputs = targets * (2 if self.loss is gaussian else 1)
         own = {
             **self.dense("example", self.feature_width(), self.width),
             # As large as an embedded example, whose features are of the order of 1.
             "label": self.drawn("label", (targets, self.width), seed=self.seed, bound=1.0),
             "unknown": self.drawn("unknown", (self.width,), seed=self.seed, bound=1.0),
             **self.weights(),
-            **self.dense("out", self.out_width(), targets),
+            **self.dense("out", self.out_width(), outputs),
         }
         return {**super().init(), **{OWN + name: value for name, value in own.items()}}
 
@@ -228,8 +229,9 @@ class Reader(Head):
             return self._viewed(params, state, features)
         views = {name: state[name] for name in ("read", "present") if name in state}
         outputs = vmap(lambda view: self._viewed(params, view, features))(views)
-        if self.numbers:
-            return outputs.mean(0)
+        if self.numbers:  # each view a component, equally likely
+            mixed = self.loss is gaussian
+            return outputs.transpose(0, 1).flatten(1) if mixed else outputs.mean(0)
         own = vmap(lambda scores, names: scores[:, names])(outputs, state["names"])
         mean: Tensor = own.log_softmax(-1).logsumexp(0) - math.log(len(own))
         return mean.masked_fill(~state["present"][0], torch.finfo(mean.dtype).min)
@@ -270,8 +272,8 @@ class Reader(Head):
         return F.one_hot(y, self.n_way).to(own["label"].dtype) @ own["label"][: self.n_way]
 
     def _outputs(self, params: Params, hidden: Tensor) -> Tensor:
-        """Scores (Q, N) of as many classes as a task has, or numbers (Q, D)."""
-        rows = self.numbers or self.n_way
+        """Scores (Q, N) of as many classes as a task has, or what the loss of numbers takes."""
+        rows = None if self.numbers else self.n_way
         weight, bias = (params[f"{OWN}out.{kind}"][:rows] for kind in ("weight", "bias"))
         outputs = F.linear(hidden, weight, bias)
         return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

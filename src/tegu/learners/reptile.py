@@ -65,6 +65,8 @@ class Reptile(FineTune):
         "train.n_shot": 100,
     }
 
+    carries: ClassVar[tuple[str, ...]] = ("sgd", "adam")
+
     carry: bool = True
     summed: bool = True
     serial: bool = False

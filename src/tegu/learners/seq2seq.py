@@ -56,6 +56,7 @@ class MetaSeq2Seq(Learner):
         "engine.compile": "off",  # rows are packed by their lengths, which no tracer knows
     }
     start_numbers: ClassVar[Mapping[str, Any]] = {}
+    later: ClassVar[tuple[str, ...]] = ("beam",)
 
     loss: Loss = field(default=token_cross_entropy, repr=False)
     rehearse: bool = True

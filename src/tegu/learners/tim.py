@@ -53,6 +53,7 @@ class Tim(Pretrained):
 
     name: ClassVar[str] = "tim"
     transductive: ClassVar[bool] = True
+    later: ClassVar[tuple[str, ...]] = ("temperature", "support_weight", "certainty", "rounds")
 
     temperature: float = 15.0
     support_weight: float = 0.1

@@ -36,10 +36,7 @@ class Joint(NamedTuple):
 
     def log_density(self, x: Tensor) -> Tensor:
         """Pairs (S, 2) to (S, K): of each component, its weight in it."""
-        (s, t), (_, v) = (
-            self.covariance.unbind(-2)[0].unbind(-1),
-            self.covariance[..., 1, :].unbind(-1),
-        )
+        s, t, v = (self.covariance[..., i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         determinant = s * v - t * t
         a, b = (x.unsqueeze(-2) - self.mean).unbind(-1)  # (S, K)
         distance = (v * a * a - 2 * t * a * b + s * b * b) / determinant
@@ -86,10 +83,7 @@ class ExpertPair(Pair):
     @staticmethod
     def of(joint: Joint) -> dict[str, Tensor]:
         """Parameters that hold a joint mixture exactly, both ways."""
-        (aa, ab), (_, bb) = (
-            joint.covariance[..., 0, :].unbind(-1),
-            joint.covariance[..., 1, :].unbind(-1),
-        )
+        aa, ab, bb = (joint.covariance[..., i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         a, b = joint.mean.unbind(-1)
         out = {}
         for cause, effect, mean, value, own, other in (

@@ -45,6 +45,7 @@ def em_step(
         algorithm. Differs: each component counts its old self as a thousandth of a value,
         so that none is ever empty.
     """
+    log_scale = log_scale.clamp(min=math.log(FLOOR))  # as `Mixture` has it
     parts = logits.log_softmax(-1) + log_normal(values.unsqueeze(-1), mean, log_scale)
     share = parts.softmax(-1) * weight.unsqueeze(-1)  # (S, K)
     some = 1e-3

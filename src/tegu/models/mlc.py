@@ -237,7 +237,7 @@ class StudyTransformer(nn.Module):
     Differs from the paper: examples are encoded once (see the module's text); positions start
     anew in each example and each output, which words and symbols of different embeddings and
     the layers of reach "example" make possible, so that the order of the examples does not
-    matter; layers are normalised first, not last.
+    matter; a learned vector marks the words of a query; layers are normalised first, not last.
 
     Example:
         >>> model = StudyTransformer(12, 9, width=16, heads=2, feedforward=32, longest=5)
@@ -264,7 +264,7 @@ class StudyTransformer(nn.Module):
         for reach in encoder:
             if reach not in REACH:
                 raise unknown("reach of an encoder layer", reach, REACH)
-        if width % (2 * heads):
+        if heads < 1 or width % (2 * heads):
             raise InputError(
                 f"a width of {width} for {heads} heads",
                 "an even number for each head",

@@ -79,9 +79,13 @@ class NeuralProcess(nn.Module):
                 "one of the two, for a query to see the set by",
                 'Write path="mean", or latent=128.',
             )
-        if width % heads:
+        if heads < 1 or width % heads:
             raise InputError(
                 f"width is {width} with {heads} heads", "a multiple of heads", "Change one."
+            )
+        if not 0 < least_sd < 1:
+            raise InputError(
+                f"least_sd is {least_sd}", "above 0 and below 1", "Write least_sd=0.01."
             )
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width = in_width, out_width

@@ -53,7 +53,7 @@ class TableTransformer(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise InputError(
                 f"width {width} for {heads} heads", "a multiple of the heads", "Change one of them."
             )

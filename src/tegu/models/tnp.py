@@ -63,9 +63,13 @@ class TransformerProcess(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise InputError(
                 f"width is {width} with {heads} heads", "a multiple of heads", "Change one."
+            )
+        if not 0 < least_sd < 1:
+            raise InputError(
+                f"least_sd is {least_sd}", "above 0 and below 1", "Write least_sd=0.01."
             )
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width, self.least_sd = in_width, out_width, least_sd
