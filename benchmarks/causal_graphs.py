@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import report
+from tegu import origin, report
 from tegu.datasets import CausalGraphs
 from tegu.datasets.causal_graphs import FAMILIES, belief_entropy, structural_distance
 from tegu.graphs import Learnt, learn
@@ -96,6 +96,7 @@ def main() -> None:
     options = [f"--{name} {' '.join(map(str, getattr(arguments, name)))}" for name in LISTS]
     if arguments.set:
         options.append("--set " + " ".join(f"{name}={value}" for name, value in arguments.set))
+    options += [f"--seed {arguments.seed}"] if arguments.seed else []
     arguments.set = dict(arguments.set)
     torch.set_num_threads(1)
     made, courses, example, began = [], {}, None, time.process_time()
@@ -112,7 +113,7 @@ def main() -> None:
                 "training_seconds": round(seconds, 1),
                 "meta_iterations": arguments.meta_iterations,
                 "adapt_ms": None,
-                "peak_bytes": report.peak_bytes(),
+                "peak_bytes": origin.peak_bytes(),
                 "state_bytes": None,
             }
             made += cells(graph, along[-1], entropy, cost)
@@ -134,7 +135,7 @@ def main() -> None:
         training={
             "seconds": round(time.process_time() - began, 1),
             "meta_iterations": arguments.meta_iterations,
-            "peak_bytes": report.peak_bytes(),
+            "peak_bytes": origin.peak_bytes(),
         },
         cells=made,
     )

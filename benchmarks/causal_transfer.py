@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from tegu import keys, report
+from tegu import keys, origin, report
 from tegu.datasets.causal_pairs import CategoryPairs, ContinuousPairs
 from tegu.engine.worlds import stacked, train_worlds
 from tegu.inner import Params
@@ -253,7 +253,7 @@ def main() -> None:
         training={
             "seconds": round(time.monotonic() - start, 1),
             "meta_iterations": None,
-            "peak_bytes": report.peak_bytes(),
+            "peak_bytes": origin.peak_bytes(),
         },
         cells=cells,
     )

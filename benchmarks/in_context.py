@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tegu import keys, recipes, report
+from tegu import keys, origin, recipes, report
 from tegu.compare import cost
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Progress, Settings, meta_train
@@ -173,7 +173,7 @@ def written(name: str, command: str, cells: list[dict[str, Any]], seconds: float
     training = {
         "seconds": round(seconds, 1),
         "meta_iterations": None,
-        "peak_bytes": report.peak_bytes(),
+        "peak_bytes": origin.peak_bytes(),
     }
     document = report.result_document(
         name=name,

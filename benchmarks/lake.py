@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import command, training
 from torch import Tensor
 
 from tegu import keys, recipes, report
@@ -171,16 +172,20 @@ def trained(
         {"learner": name, "set": which, "seed": seed, **recipe},
     )
     params, last = meta_train(engine, tasks, settings, run=run, resume=True, progress=told)
-    return learner, params, last.seconds
+    return learner, params, last
 
 
-def cell(name: str, which: str, values: list[float], views: int) -> dict[str, Any]:
+def cell(
+    name: str, learner: Learner, which: str, values: list[float], views: int
+) -> dict[str, Any]:
     """Mean over training seeds, with the interval of that mean."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     half = T_95.get(len(values), 1.96) * spread / len(values) ** 0.5 if spread is not None else None
     shown = f"{name}, {which}, {views} views" if views else f"{name}, {which}"
     split = which if which == "held-out" else "lake"
     protocol = {"data": "omniglot", "split": split, "within": "group", "n_way": 20}
+    protocol |= {"normalisation": learner.normalisation}
+    protocol |= {"transductive": True} if learner.transductive else {}
     return {
         "protocol": {**protocol, "n_shot": 1, "n_query": 1, "learner": shown},
         "metric": "accuracy",
@@ -213,16 +218,16 @@ def main() -> None:
         "--output", type=Path, default=Path("benchmarks/results/lake-challenge.json")
     )
     arguments = parser.parse_args()
-    cells, seconds = [], 0.0
+    cells, runs = [], []
     for name in arguments.learner or ["protonet"]:
         for which in arguments.set or list(SETS)[:3]:
             asked = held_out_episodes if which == "held-out" else lake_episodes
             episodes = asked(arguments.data_dir, arguments.shrink)
             plain, averaged = [], []
             for seed in range(arguments.seeds):
-                learner, params, took = trained(name, which, seed, arguments)
+                learner, params, last = trained(name, which, seed, arguments)
                 judge = learner.for_ways(20)
-                seconds += took
+                runs.append(last)
                 plain.append(accuracy(judge, params, episodes, 0, seed))
                 averaged.append(accuracy(judge, params, episodes, arguments.views, seed))
                 print(
@@ -230,28 +235,14 @@ def main() -> None:
                     f"{1 - averaged[-1]:.2%} with {arguments.views} views",
                     flush=True,
                 )
-            cells.append(cell(name, which, plain, 0))
+            cells.append(cell(name, learner, which, plain, 0))
             if arguments.views:
-                cells.append(cell(name, which, averaged, arguments.views))
-    options = [f"--seeds {arguments.seeds}", f"--seconds {arguments.seconds:g}"]
-    options += [
-        f"--shrink {arguments.shrink}",
-        f"--views {arguments.views}",
-        f"--width {arguments.width}",
-    ]
-    options += ["--strides"] * arguments.strides
-    options += [f"--learner {name}" for name in arguments.learner]
-    options += [f"--set {name}" for name in arguments.set]
+                cells.append(cell(name, learner, which, averaged, arguments.views))
     document = report.result_document(
         name="lake-challenge",
-        command=f"python benchmarks/lake.py --data-dir DATA --run RUNS {' '.join(options)}",
+        command=command(__file__, parser, arguments),
         seed=0,
-        training={
-            "seconds": round(seconds, 1),
-            "meta_iterations": None,
-            "peak_bytes": report.peak_bytes(),
-            "precision": chosen(arguments.precision, torch.device("cpu")),
-        },
+        training=training(runs, chosen(arguments.precision, torch.device("cpu"))),
         cells=cells,
     )
     report.write_result(arguments.output, document)

@@ -16,20 +16,20 @@ The result file holds bytes as values; a ratio of two of them is a cell of its o
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import command
 
-from tegu import keys, recipes, report
+from tegu import keys, origin, recipes, report
 from tegu.datasets import ClassDataset
 from tegu.engine.vectorise import Vectorised
 from tegu.job import Job
 from tegu.learners import Maml
 from tegu.models import ResNet12, ViT
+from tegu.processes import apart
 from tegu.sampling import FewShotTasks
 
 STEPS = (5, 50)
@@ -60,7 +60,7 @@ def gradient(steps: int, checkpoint: bool, data_dir: Path | None) -> int:
     before = resident()
     for _ in range(3):
         params, outer, _ = engine.update(params, outer, batch, at, outer_lr=1e-3)
-    peak = report.peak_bytes()
+    peak = origin.peak_bytes()
     assert peak is not None
     return peak - before
 
@@ -81,7 +81,7 @@ def larger(network: str, checkpoint: bool, at_once: int) -> int:
     before = resident()
     for _ in range(2):
         engine.outer_gradient(params, batch, at)
-    peak = report.peak_bytes()
+    peak = origin.peak_bytes()
     assert peak is not None
     return peak - before
 
@@ -100,13 +100,9 @@ def adaptations(learner: str, data_dir: Path | None) -> tuple[int, int]:
     return held[0], held[1]
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a function in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def cell(work: str, value: float, data: str = "omniglot", n_query: int = 15) -> dict[str, Any]:
+def cell(
+    work: str, value: float, data: str = "omniglot", *, n_query: int = 15, episodes: int = 8
+) -> dict[str, Any]:
     """A figure without an interval: it is counted, not sampled."""
     protocol = {"data": data, "n_way": 5, "n_shot": 1, "n_query": n_query, "learner": work}
     return {
@@ -114,7 +110,7 @@ def cell(work: str, value: float, data: str = "omniglot", n_query: int = 15) -> 
         "metric": "bytes" if value > 100 else "ratio",
         "value": value,
         "ci95": None,
-        "episodes": 8,
+        "episodes": episodes,
         "published": None,
         "source": "",
     }
@@ -126,7 +122,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.json"))
     arguments = parser.parse_args()
     peaks = {
-        (steps, checkpoint): apart(gradient, steps, checkpoint, arguments.data_dir)
+        (steps, checkpoint): apart(
+            f"{steps} steps", gradient, steps, checkpoint, arguments.data_dir
+        )
         for steps in STEPS
         for checkpoint in (False, True)
     }
@@ -139,21 +137,22 @@ def main() -> None:
     print(f"50 steps against 5, both checkpointed: {ratio:.2f} times", flush=True)
     cells.append(cell("maml, 50 steps against 5, both checkpointed", ratio))
     for learner in ("maml", "protonet"):
-        early, late = apart(adaptations, learner, arguments.data_dir)
+        early, late = apart(learner, adaptations, learner, arguments.data_dir)
         print(f"{learner}: {early / 2**20:.1f} MiB after 100 tasks, {late / 2**20:.1f} after 1,000")
-        cells.append(cell(f"{learner}, held after 100 adaptations", early))
-        cells.append(cell(f"{learner}, held after 1,000 adaptations", late))
+        cells.append(cell(f"{learner}, held after 100 adaptations", early, episodes=100))
+        cells.append(cell(f"{learner}, held after 1,000 adaptations", late, episodes=1000))
     for network in ("resnet12", "vit"):
         for checkpoint, at_once in ((False, 0), (True, 0), (False, 1), (True, 1)):
-            peak = apart(larger, network, checkpoint, at_once)
+            peak = apart(network, larger, network, checkpoint, at_once)
             kind = f"{'blocks run again' if checkpoint else 'plain'}, {at_once or 4} tasks at once"
             print(f"{network}, {kind}: {peak / 2**20:.0f} MiB", flush=True)
-            cells.append(cell(f"maml, {network}, {kind}", peak, "noise", 1))
+            work = f"maml, {network}, {kind}"
+            cells.append(cell(work, peak, "noise", n_query=1, episodes=4))
     report.write_result(
         arguments.output,
         report.result_document(
             name="memory",
-            command="python benchmarks/memory.py --data-dir DATA",
+            command=command(__file__, parser, arguments),
             seed=0,
             training={"seconds": None, "meta_iterations": None, "peak_bytes": None},
             cells=cells,

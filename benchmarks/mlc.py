@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from recorded import command, training
+
 from tegu import recipes, report
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Progress
@@ -102,25 +104,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    found, seconds, iterations = [], 0.0, 0
+    found, runs = [], []
     for name in arguments.only or NAMES:
         print(name, flush=True)
         job, params, last = trained(name, arguments)
-        seconds, iterations = seconds + last.seconds, iterations + last.iteration
+        runs.append(last)
         found += cells(name, job, params, arguments)
         print(report.table(found), flush=True)
-    only = "".join(f" --only {name}" for name in arguments.only)
-    into = f" --output {arguments.output}" if arguments.output != OUTPUT else ""
     document = report.result_document(
         name=arguments.output.stem,
-        command=f"python benchmarks/mlc.py --run RUNS{only}{into}",
+        command=command(__file__, parser, arguments),
         seed=arguments.seed,
-        training={
-            "seconds": round(seconds, 1),
-            "meta_iterations": iterations,
-            "peak_bytes": report.peak_bytes(),
-            "precision": job.training_engine.precision,
-        },
+        training=training(runs, job.training_engine.precision),
         cells=found,
     )
     report.write_result(arguments.output, document)

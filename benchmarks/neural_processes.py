@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import command
 from torch import Tensor
 from torch.func import vmap
 
-from tegu import datasets, keys, recipes, report
+from tegu import datasets, keys, origin, recipes, report
 from tegu.datasets.gaussian_processes import KERNELS, posterior
 from tegu.engine.vectorise import Vectorised, tensors_of
 from tegu.episodes import Examples, select
@@ -224,19 +225,14 @@ def main() -> None:
         cells += more
         if noise == noises[0]:
             draw(runs[noise], means, arguments.picture)
-    options = [f" --learner {name}" for name in arguments.learner or ()]
-    options += [f" --noise {noise:g}" for noise in arguments.noise or ()]
-    for key in ("meta_iterations", "episodes", "seed"):
-        if getattr(arguments, key) != parser.get_default(key):
-            options.append(f" --{key.replace('_', '-')} {getattr(arguments, key)}")
     document = report.result_document(
         name="neural-processes",
-        command=f"python benchmarks/neural_processes.py{''.join(options)}",
+        command=command(__file__, parser, arguments),
         seed=arguments.seed,
         training={
             "seconds": round(sum(run[2] for some in runs.values() for run in some.values()), 1),
             "meta_iterations": runs[noises[0]][names[0]][0].recipe.train.meta_iterations,
-            "peak_bytes": report.peak_bytes(),
+            "peak_bytes": origin.peak_bytes(),
         },
         cells=cells,
     )

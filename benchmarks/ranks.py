@@ -19,17 +19,19 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import recorded
+import torch
 from safetensors.torch import load_file
 
-from tegu import report
+from tegu import report, timing
 from tegu.engine.evaluate import Result
+from tegu.engine.precision import chosen
 
 RECIPE = "reptile-omniglot-5way"
 KILLS = 5
@@ -133,9 +135,12 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--iterations", type=int, default=300, help="that are timed")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", default="auto", help="fp32, bf16 or auto")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/ranks.json"))
     arguments = parser.parse_args()
     common = ["--data-dir", str(arguments.data_dir), "--set", "train.validate_every=0"]
+    precision = chosen(arguments.precision, torch.device("cpu"))
+    common += ["--set", f"engine.precision={precision}"]
     began = time.monotonic()
     cells: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -158,20 +163,9 @@ def main() -> None:
             ]
             for number in range(arguments.rounds)
         ]
-        ratios = [one / two for two, one in pairs]
-        cells.append(
-            {
-                "work": f"Reptile, Omniglot 5-way, meta-batch {TASKS}, 2 ranks",
-                "rival": "1 rank, 1 thread",
-                "precision": "bf16",
-                "ours_ms": statistics.median(two for two, _ in pairs),
-                "rival_ms": statistics.median(one for _, one in pairs),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "share_of_limit": None,
-            }
-        )
+        two, one = ([1e-3 * pair[i] for pair in pairs] for i in (0, 1))
+        work = f"Reptile, Omniglot 5-way, meta-batch {TASKS}, 2 ranks"
+        cells.append(timing.cell(work, "1 rank, 1 thread", precision, two, one))
         print(report.table(cells[-1:]), flush=True)
 
         words = [*common, "--meta-iterations", "400", "--set", "train.checkpoint_seconds=1"]
@@ -183,7 +177,7 @@ def main() -> None:
         cells.append(figure("same bits as undisturbed", float(same), 1, "reptile"))
     document = report.result_document(
         name="ranks",
-        command="python benchmarks/ranks.py --data-dir DATA",
+        command=recorded.command(__file__, parser, arguments),
         seed=0,
         training={
             "seconds": time.monotonic() - began,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recorded import command, training
 
 from tegu import report
 from tegu.datasets import MutualExclusivity, Scan
@@ -189,27 +190,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
-    cells, seconds, iterations = [], 0.0, 0
+    cells, runs = [], []
     for name in arguments.only or EXPERIMENTS:
         print(name, flush=True)
         params, last = trained(name, arguments)
-        seconds, iterations = seconds + last.seconds, iterations + last.iteration
+        runs.append(last)
         for beam in dict.fromkeys((1, arguments.beam)):
             cells.append(cell(name, params, beam, arguments))
             print(report.table(cells[-1:]), flush=True)
-    only = "".join(f" --only {name}" for name in arguments.only)
-    beams = f" --beam {arguments.beam}" if arguments.beam > 1 else ""
-    into = f" --output {arguments.output}" if arguments.output != OUTPUT else ""
     document = report.result_document(
         name=arguments.output.stem,
-        command=f"python benchmarks/scan.py --data-dir DATA --run RUNS{only}{beams}{into}",
+        command=command(__file__, parser, arguments),
         seed=arguments.seed,
-        training={
-            "seconds": round(seconds, 1),
-            "meta_iterations": iterations,
-            "peak_bytes": report.peak_bytes(),
-            "precision": chosen(arguments.precision, torch.device("cpu")),
-        },
+        training=training(runs, chosen(arguments.precision, torch.device("cpu"))),
         cells=cells,
     )
     report.write_result(arguments.output, document)

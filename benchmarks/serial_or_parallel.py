@@ -18,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tegu import recipes, report
+from recorded import command
+
+from tegu import origin, recipes, report
 from tegu.engine.evaluate import Result
 from tegu.job import Job
 
@@ -75,13 +77,12 @@ def main() -> None:
         print(report.table(cells), flush=True)
     document = report.result_document(
         name="reptile-serial-or-parallel",
-        command=f"python benchmarks/serial_or_parallel.py --data-dir DATA "
-        f"--meta-iterations {arguments.meta_iterations} --seeds {arguments.seeds}",
+        command=command(__file__, parser, arguments),
         seed=0,
         training={
             "seconds": round(time.monotonic() - start, 1),
             "meta_iterations": arguments.meta_iterations,
-            "peak_bytes": report.peak_bytes(),
+            "peak_bytes": origin.peak_bytes(),
         },
         cells=cells,
     )

@@ -29,11 +29,11 @@ from rows import ROWS
 from rows.contest import Contest, Peak, Setup, run
 from rows.rivals import install
 
-from tegu import report
+from tegu import origin, report
 from tegu.engine.precision import half_pays
 from tegu.errors import InputError, unknown
 
-COMMAND = "python benchmarks/speed.py --data-dir DATA --seconds {:g}"
+COMMAND = "python benchmarks/speed.py --data-dir DATA --rounds {rounds} --seconds {seconds:g}"
 NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
 ORIGIN = ("commit", "versions", "hardware")
 
@@ -92,19 +92,17 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
     return cells
 
 
-def document(name: str, cells: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    training = {"seconds": None, "meta_iterations": None, "peak_bytes": report.peak_bytes()}
+def document(name: str, cells: list[dict[str, Any]], setup: Setup) -> dict[str, Any]:
+    training = {"seconds": None, "meta_iterations": None, "peak_bytes": origin.peak_bytes()}
     return report.result_document(
-        name=name, command=COMMAND.format(seconds), seed=0, training=training, cells=cells
+        name=name, command=COMMAND.format(**vars(setup)), seed=0, training=training, cells=cells
     )
 
 
-def keep(
-    path: Path, name: str, cells: list[dict[str, Any]], seconds: float, *, whole: bool
-) -> None:
+def keep(path: Path, name: str, cells: list[dict[str, Any]], setup: Setup, *, whole: bool) -> None:
     """Writes a result, with the other rows that the file had."""
     old = json.loads(path.read_text()) if path.is_file() and not whole else None
-    report.write_result(path, merged(old, document(name, cells, seconds)))
+    report.write_result(path, merged(old, document(name, cells, setup)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,9 +121,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.only or ():
         if name not in ROWS:
             raise unknown("row", name, ROWS)
+    if arguments.device != "cpu":
+        raise InputError(
+            f"--device {arguments.device}",
+            "cpu, where all rows draw their tasks and run",
+            "Use tegu bench RECIPE --set engine.device=cuda.",
+        )
     setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
     if arguments.only and arguments.output.is_file():  # before anything is timed
-        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING], 0))
+        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING], setup))
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for name in arguments.only or ROWS:
@@ -139,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)
             beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
-            keep(arguments.output, "speed", cells, setup.seconds, whole=not arguments.only)
+            keep(arguments.output, "speed", cells, setup, whole=not arguments.only)
             if held:
-                keep(beside, "speed-memory", held, setup.seconds, whole=not arguments.only)
+                keep(beside, "speed-memory", held, setup, whole=not arguments.only)
         print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from tegu import report
+from tegu import report, timing
 
 IMPORTS = """
 import time
@@ -67,20 +66,10 @@ def first_step(recipe: str, data: list[str], compiled: str, cache: Path) -> tupl
         return child(FIRST_STEP, *words, TORCHINDUCTOR_CACHE_DIR=str(cache))
 
 
-def timing(work: str, rival: str, pairs: list[tuple[float, float]]) -> dict[str, object]:
+def timed(work: str, rival: str, pairs: list[tuple[float, float]]) -> dict[str, object]:
     """A cell from (seconds of the rival, seconds of ours) pairs."""
-    ratios = [theirs / ours for theirs, ours in pairs]
-    return {
-        "work": work,
-        "rival": rival,
-        "precision": "",
-        "ours_ms": 1e3 * statistics.median(ours for _, ours in pairs),
-        "rival_ms": 1e3 * statistics.median(theirs for theirs, _ in pairs),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "share_of_limit": None,
-    }
+    theirs, ours = zip(*pairs, strict=True)
+    return timing.cell(work, rival, "", ours, theirs)
 
 
 def main() -> None:
@@ -96,7 +85,7 @@ def main() -> None:
         os.environ["PYTHONPYCACHEPREFIX"] = f"{folder}/modules"
         child(IMPORTS)  # fills the file cache
         cells = [
-            timing(
+            timed(
                 "import tegu, after import torch",
                 "import torch",
                 [child(IMPORTS) for _ in range(2 * arguments.rounds)],
@@ -105,7 +94,7 @@ def main() -> None:
         for recipe in RECIPES:
             first_step(recipe, data, "off", Path(folder))
             cells.append(
-                timing(
+                timed(
                     f"first meta-step of {recipe}, after import torch",
                     "import torch",
                     [
@@ -121,7 +110,7 @@ def main() -> None:
             pairs.append((times[0], times[1]))
             print(f"compiled: first start {times[0]:.1f} s, second {times[1]:.1f} s", flush=True)
         cells.append(
-            timing(f"second start of {COMPILED}, compiled", "the first start", pairs),
+            timed(f"second start of {COMPILED}, compiled", "the first start", pairs),
         )
     document = report.result_document(
         name="startup",

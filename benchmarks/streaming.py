@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import re
 import shutil
-import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -28,13 +26,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from recorded import command
 
 import tegu
-from tegu import report
+from tegu import report, timing
 from tegu.console import bar
 from tegu.datasets import Packable, load_packed, write_packed
 from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
+from tegu.processes import apart
 
 SIDE, EACH = 84, 500  # pixels; images of a class
 BYTES = 3 * SIDE**2
@@ -135,12 +135,6 @@ def train(folder: Path, iterations: int, limit: int, in_memory: int) -> dict[str
     }
 
 
-def apart(*arguments: Any) -> dict[str, Any]:
-    """Runs a training in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(train, arguments)
-
-
 def cell(work: str, metric: str, value: float, episodes: int) -> dict[str, Any]:
     """A figure without an interval: it is counted, not sampled."""
     protocol = {"data": work, "split": "meta_train", "n_way": 5, "n_shot": 1, "n_query": N_QUERY}
@@ -175,12 +169,11 @@ def main() -> None:
         write(pack, size, sparse=arguments.sparse)
         streamed, held = [], []
         for _ in range(arguments.rounds):
-            streamed.append(apart(pack, arguments.iterations, limit, 0))
-            held.append(apart(pack, arguments.iterations, 0, 40))
+            streamed.append(apart("from a file", train, pack, arguments.iterations, limit, 0))
+            held.append(apart("from memory", train, pack, arguments.iterations, 0, 40))
             print(streamed[-1], held[-1], sep="\n", flush=True)
     assert not any(one["mapped"] for one in streamed), "the limit is no limit"
     assert streamed[0]["file"] >= arguments.times * limit
-    ratios = [a["images"] / b["images"] for a, b in zip(streamed, held, strict=True)]
     growth = max(one["last"] / one["first"] for one in streamed)
     kind = "a sparse file" if arguments.sparse else "a file"
     work, n = f"random images in {kind}", arguments.iterations * META_BATCH
@@ -191,22 +184,20 @@ def main() -> None:
         cell(work, "memory, first quarter, bytes", max(one["first"] for one in streamed), n),
         cell(work, "memory, last quarter, bytes", max(one["last"] for one in streamed), n),
         cell(work, "last quarter / first", growth, n),
-        cell(work, "images/s", statistics.median(one["images"] for one in streamed), n),
-        cell(
+        timing.cell(
+            f"ProtoNet, {work}, an image of 84 x 84",
             "the same in memory",
-            "images/s",
-            statistics.median(one["images"] for one in held),
-            n,
+            "fp32",
+            [1 / one["images"] for one in streamed],
+            [1 / one["images"] for one in held],
         ),
-        cell(work, "speed / in memory", statistics.median(ratios), n),
     ]
     print(report.table(cells))
     report.write_result(
         arguments.output,
         report.result_document(
             name="streaming",
-            command=f"python benchmarks/streaming.py --folder DIR --limit-gb {arguments.limit_gb:g}"
-            f" --times {arguments.times:g}{' --sparse' if arguments.sparse else ''}",
+            command=command(__file__, parser, arguments),
             seed=0,
             training={
                 "seconds": round(time.monotonic() - began, 1),

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tegu import keys, report
+from tegu import keys, origin, report
 from tegu.causal import find_direction, swapped
 from tegu.columns import Columns
 
@@ -144,7 +144,7 @@ def main() -> None:
         training={
             "seconds": round(time.monotonic() - start, 1),
             "meta_iterations": None,
-            "peak_bytes": report.peak_bytes(),
+            "peak_bytes": origin.peak_bytes(),
         },
         cells=cells,
     )

@@ -12,9 +12,24 @@ import torch
 from PIL import Image
 
 from tegu.datasets.classes import ClassDataset
+from tegu.engine.vectorise import can_compile
 from tegu.errors import unknown
 
 torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
+
+
+def _absent(reason: str) -> None:
+    """Skips on a user's machine, and fails where all checks are to be made."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """What torch.compile needs."""
+    if not can_compile():
+        _absent("torch.compile needs a C++ compiler; none is here")
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +38,7 @@ def shared_data() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("TEGU_TEST_DATA") or beside)
     if not folder.is_dir():
-        reason = f"no real data at {folder}; set TEGU_TEST_DATA to the folder that holds it"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _absent(f"no real data at {folder}; set TEGU_TEST_DATA to the folder that holds it")
     return folder
 
 

@@ -199,7 +199,8 @@ def test_reproduce(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("new/result.json").read_text()) == found
     assert found["name"] == "reptile-glyphs"
     assert shlex.split(found["command"]) == ["tegu", "reproduce", *GLYPHS]
-    assert found["training"].keys() == {"seconds", "meta_iterations", "peak_bytes", "precision"}
+    keys = {"seconds", "meta_iterations", "peak_bytes", "precision", "commits"}
+    assert found["training"].keys() == keys
     assert found["training"]["precision"] == "fp32"
     assert found["cells"][0]["published"] is None
 

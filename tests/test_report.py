@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tegu import report
+from tegu import origin, report
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError
 
@@ -127,21 +127,21 @@ def test_commit_is_that_of_the_packages_own_checkout(
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    own = tmp_path / "report.py"
+    own = tmp_path / "origin.py"
     own.write_text("1\n")
-    monkeypatch.setattr(report, "__file__", str(own))
-    assert report.commit() is None
+    monkeypatch.setattr(origin, "__file__", str(own))
+    assert origin.commit() is None
     git("init")
     git("commit", "--allow-empty", "-m", "somebody else's work")
-    assert report.commit() is None
-    git("add", "report.py")
+    assert origin.commit() is None
+    git("add", "origin.py")
     git("commit", "-m", "first")
-    assert report.commit() == git("rev-parse", "HEAD")
+    assert origin.commit() == git("rev-parse", "HEAD")
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "page.md").write_text("words")
-    assert report.commit() == git("rev-parse", "HEAD")
+    assert origin.commit() == git("rev-parse", "HEAD")
     own.write_text("2\n")
-    assert report.commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert origin.commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_tables(document: dict[str, Any]) -> None:
@@ -153,6 +153,12 @@ def test_tables(document: dict[str, Any]) -> None:
         "| omniglot | meta_test | 5 | 1 | 1 | support | 10,000 | 95.41 ± 0.12 % | 95.39 % |",
     ]
     assert "`tegu reproduce one`; seed 3; commit 0123456789ab; torch" in text
+    document["commit"] += "-dirty"
+    document["training"]["commits"] = ["fedcba9876543210", "unknown"]
+    told = "; commit 0123456789ab-dirty, trained at fedcba987654, unknown; torch"
+    assert told in report.markdown_table(document)
+    document["training"]["commits"] = [document["commit"]]
+    assert "; commit 0123456789ab-dirty; torch" in report.markdown_table(document)
     assert "training 1 h 02 min." in text
     wave = report.cell(Result("mse", 0.0512, 0.0034, 1000, "meta_test", "none"), learner="joint")
     lines = report.table([*document["cells"], wave]).splitlines()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rows import rivals
-from rows.contest import Contest, Drawn, Setup, check_several, double, draw
+from rows.contest import Contest, Drawn, Setup, check_several, double, draw, gradient
 from rows.plain import PlainConv4, PlainMlp, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -32,17 +32,20 @@ class Rival:
         self.iterate = adapter(model, loss, learner.inner_lr, learner.inner_steps)
         self.optimiser = torch.optim.Adam(model.parameters(), lr=OUTER_LR)
 
-    def gradient(self, episodes: Episode) -> Params:
-        """By tegu's names."""
+    def backward(self, episodes: Episode) -> None:
         self.optimiser.zero_grad()
         (x, y, _), (query_x, query_y, _) = episodes
         self.iterate(x, y, query_x, query_y)
+
+    def gradient(self, episodes: Episode) -> Params:
+        """By tegu's names."""
+        self.backward(episodes)
         grads = {n: p.grad for n, p in self.plain.named_parameters() if p.grad is not None}
         named: Params = self.plain.named(grads)
         return named
 
     def __call__(self, episodes: Episode) -> None:
-        self.gradient(episodes)
+        self.backward(episodes)
         self.optimiser.step()
 
 
@@ -63,11 +66,10 @@ def contests(
     loop = Rival(rivals.plain, with_weights(network(), exact), loss, learner)
     right = [loop.gradient(double(drawn[i][0])) for i in range(CHECKED)]
 
-    def checked(who: str, precision: str, gradient: Callable[[int], Params]) -> None:
-        found = [gradient(i) for i in range(CHECKED)]
+    def checked(who: str, precision: str, found: Callable[[int], Params]) -> None:
         pairs = [
             ([one[k] for k in wanted], list(wanted.values()))
-            for one, wanted in zip(found, right, strict=True)
+            for one, wanted in zip(map(found, range(CHECKED)), right, strict=True)
         ]
         check_several(work, who, precision, pairs)
 
@@ -82,10 +84,10 @@ def contests(
         if precision not in engines:
             engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
 
-            def gradient(i: int, engine: Vectorised = engine) -> Params:
-                return engine.outer_gradient(params, *drawn[i])[0]
+            def found(i: int, engine: Vectorised = engine) -> Params:
+                return gradient(engine, params, *drawn[i])
 
-            checked("tegu", precision, gradient)
+            checked("tegu", precision, found)
             engines[precision] = _training(engine, params, drawn)
         yield Contest(
             work,

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from rows import rivals
 from rows.contest import Contest, Setup, check
+from rows.metric import Loop
 from rows.plain import PlainConv4, with_weights
 from tegu import MetaLearned, recipes
 from tegu.datasets.classes import ClassDataset
@@ -167,19 +168,36 @@ def one_task(setup: Setup) -> Iterator[Contest]:
         lambda i: answered(network, shown, asked),
     )
 
+    # Both normalise support set and queries each by itself.
     headless = Job(recipes.load("protonet-omniglot"), setup.data_dir).learner.for_ways(5)
-    known = MetaLearned(headless, headless.init())
+    headless = replace(headless, normalisation="transductive")
+    params = headless.init()
+    known = MetaLearned(headless, params)
+    exact = {k: v.double() for k, v in params.items()}
+
+    def by(who: str, weights: Params) -> Loop:
+        return Loop(
+            with_weights(PlainConv4(0, pool=True, tracks=False), weights), by=who, apart=True
+        )
+
+    with torch.no_grad():
+        right = by("plain loop", exact).scores(shown.double(), y, asked.double())
+        check(
+            f"{work}, ProtoNet",
+            "tegu",
+            "fp32",
+            [known.adapt(shown, labels).outputs(asked)],
+            [right],
+        )
     theirs = None
     if rivals.have("easyfsl"):
-        methods = rivals.module("easyfsl.methods.prototypical_networks")
-        backbone = with_weights(PlainConv4(0, pool=True, tracks=False), headless.init())
-        model = methods.PrototypicalNetworks(backbone)
+        loop = by("easyfsl", params)
 
         def theirs(i: int) -> Tensor:
             with torch.no_grad():
-                model.process_support_set(shown, y)
-                out: Tensor = model(asked)
-                return out
+                return loop.scores(shown, y, asked)
+
+        check(f"{work}, ProtoNet", "easyfsl", "fp32", [theirs(0)], [right])
 
     yield Contest(
         f"{work}, ProtoNet",

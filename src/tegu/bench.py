@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import keys, report, timing
+from tegu import keys, origin, report, timing
 from tegu.engine.precision import half_pays
 from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
 from tegu.episodes import Episode
@@ -123,10 +123,13 @@ def measure(
     rate = job.recipe.train.outer_lr
 
     def update(engine: Vectorised, start: Params, episodes: Episode, at: Tensor) -> Params:
-        """What an outer update changes: the gradient, or the step of the learner's own rule."""
+        """What an outer update changes, by the program that is timed: the step of the learner's
+        own rule; or the gradient, to which the first mean of Adam is proportional."""
+        moved, outer, _ = engine.update(
+            start, engine.outer_state(start), episodes, at, outer_lr=rate
+        )
         if learner.outer_update is None:
-            return engine.outer_gradient(start, episodes, at)[0]
-        moved = engine.outer_step(start, episodes, at, outer_lr=rate)[0]
+            return {k.removeprefix("m/"): m for k, m in outer.items() if k.startswith("m/")}
         return {name: moved[name] - start[name] for name in start}
 
     exact = update(Vectorised(learner, vectorise="loop"), *_double(params, *drawn[0]))
@@ -249,7 +252,7 @@ def document(job: Job, found: list[Found], *, command: str) -> dict[str, Any]:
         name=f"bench-{job.recipe.name}",
         command=command,
         seed=job.recipe.train.seed,
-        training={"seconds": None, "meta_iterations": None, "peak_bytes": report.peak_bytes()},
+        training={"seconds": None, "meta_iterations": None, "peak_bytes": origin.peak_bytes()},
         cells=cells,
     )
     return {**made, "table": rows}

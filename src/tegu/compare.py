@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import keys, recipes, report
+from tegu import keys, origin, recipes, report
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import meta_train
@@ -142,7 +142,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
         "adapt_ms": adapt_ms,
         "answer_ms": answer_ms,
         "state_bytes": size,
-        "peak_bytes": report.peak_bytes(),
+        "peak_bytes": origin.peak_bytes(),
         "growth": growth(engine, params, episode, one.targets, seconds=share),
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tegu import keys, recipes, report
+from tegu import keys, origin, recipes, report
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.vectorise import Vectorised, tensors_of
 from tegu.errors import unknown
@@ -128,7 +128,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
     training = {
         "seconds": round(last.seconds, 1),
         "meta_iterations": last.iteration,
-        "peak_bytes": report.peak_bytes(),
+        "peak_bytes": origin.peak_bytes(),
     }
     cells = []
     for cell, result in one.evaluate(params):

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
+from tegu import origin
 from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.engine.profile import TRACED, Watch
@@ -53,6 +47,7 @@ TIMING = (
 )
 DOCUMENT = ("name", "command", "commit", "seed", "versions", "hardware", "training", "cells")
 TRAINING = ("seconds", "meta_iterations", "peak_bytes")
+TRAINED = ("precision", "commits")  # what training may tell besides
 
 # Documents
 
@@ -110,11 +105,11 @@ def result_document(
     """A result with all that it takes to get it again.
 
     Args:
-        name: of the file, without ".json".
+        name: of the recipe or the benchmark.
         command: what to paste to get this document again.
         seed: of the run.
         training: `seconds`, `meta_iterations` and `peak_bytes`; None where unknown. `precision`
-            where there was one.
+            where there was one, and the `commits` that trained.
         cells: figures, as `cell` makes them, or timings.
         processes: that shared the work, each with the threads that are told.
 
@@ -125,10 +120,10 @@ def result_document(
     document = {
         "name": name,
         "command": command,
-        "commit": commit(),
+        "commit": origin.commit(),
         "seed": seed,
-        "versions": versions(),
-        "hardware": hardware() | ({"processes": processes} if processes > 1 else {}),
+        "versions": origin.versions(),
+        "hardware": origin.hardware() | ({"processes": processes} if processes > 1 else {}),
         "training": training,
         "cells": cells,
     }
@@ -157,7 +152,7 @@ def check(document: dict[str, Any]) -> None:
             "as many texts in each row as in the first",
             "Mend the table.",
         )
-    training = {k: v for k, v in document["training"].items() if k != "precision"}
+    training = {k: v for k, v in document["training"].items() if k not in TRAINED}
     _exactly(training, TRAINING, "its training")
     if not document["cells"]:
         raise InputError(
@@ -199,86 +194,10 @@ def _exactly(given: dict[str, Any], keys: Sequence[str], what: str) -> None:
         )
 
 
-def commit() -> str | None:
-    """Commit of the checkout that this package is run from, or None outside one.
-
-    "-dirty" is added where files differ from it that may decide a result:
-    documents, and results themselves, do not count.
-    """
-    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return None  # installed, perhaps into a folder of somebody else's repository
-    aside = [f":(top,exclude){folder}" for folder in ("benchmarks/results", "docs")]
-    changed = _git("status", "--porcelain", "--", ":(top)", *aside)
-    head = _git("rev-parse", "HEAD")
-    return f"{head}-dirty" if head and changed else head
-
-
-def _git(*arguments: str) -> str | None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).resolve().parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes a result."""
-    from tegu import __version__
-
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "tegu": __version__,
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """The machine: `cpu` and the `instructions` that torch uses of it, `cores`, `threads` of
-    torch, `memory_bytes`, `gpu` or None."""
-    cpu, memory = platform.processor() or platform.machine(), None
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), cpu)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError, AttributeError):
-        pass  # not Linux: what is known is told
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "cpu": cpu,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_bytes": memory,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
 def _processor(machine: dict[str, Any]) -> str:
     words = [machine["cpu"]]
     words += [known] if (known := machine.get("instructions")) else []
     return ", ".join([*words, f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"])
-
-
-def peak_bytes() -> int | None:
-    """Most memory that this process has held: of the GPU if it used one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # Tables
@@ -362,13 +281,28 @@ def markdown_table(document: dict[str, Any]) -> str:
     origin = [
         f"`{document['command']}`",
         f"seed {document['seed']}",
-        f"commit {document['commit'][:12]}" if document["commit"] else "",
+        _commits(document),
         f"torch {document['versions']['torch']}",
         machine["gpu"] or _processor(machine),
         f"training {duration(took)}" if took else "",
         document["training"].get("precision") or "",
     ]
     return "\n".join([body, "", "; ".join(filter(None, origin)) + ".", ""])
+
+
+def _commits(document: dict[str, Any]) -> str:
+    """The commit that scored, and those that trained where there were others."""
+    scored, trained = document["commit"], document["training"].get("commits", [])
+    told = [f"commit {_short(scored)}"] if scored else []
+    if trained and trained != [scored]:
+        told.append(f"trained at {', '.join(_short(one) for one in trained)}")
+    return ", ".join(told)
+
+
+def _short(commit: str) -> str:
+    """Twelve digits, and "-dirty" where that is part of it."""
+    head, *dirty = commit.split("-")
+    return "-".join([head[:12], *dirty])
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

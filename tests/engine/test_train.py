@@ -209,7 +209,7 @@ params, _ = meta_train(
 )
 print(load_checkpoint(run.checkpoint).digest(), flush=True)
 """
-ITERATIONS = 300
+ITERATIONS = 600
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -232,24 +232,29 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out.strip()
 
 
+def reached(folder: Path) -> int:
+    """The iteration of a run's checkpoint, which is whole whenever it is there."""
+    file = folder / "checkpoint.safetensors"
+    return load_checkpoint(file).iteration if file.exists() else 0
+
+
 def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     """Five kills of one run, each at a random moment of what is left of it."""
-    process = start(tmp_path / "whole")
-    began = time.monotonic()
-    expected = finish(process)
-    whole = time.monotonic() - began
+    expected = finish(start(tmp_path / "whole"))
     dice, folder = random.Random(time.time_ns()), tmp_path / "killed"
-    moments = []
+    stood = [0]  # where the run stood, kill by kill
     for _ in range(5):
         process = start(folder)
-        wait = dice.uniform(0.0, whole / 25)  # all five end well before the run does
-        time.sleep(wait)
+        while reached(folder) == stood[-1] and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(dice.uniform(0.0, 0.05))  # all five end well before the run does
         process.kill()
         process.communicate()
-        moments.append(round(wait, 4))
-        assert process.returncode == -signal.SIGKILL, f"the run had ended; moments {moments}"
+        assert process.returncode == -signal.SIGKILL, f"the run had ended, after {stood}"
+        stood.append(reached(folder))
+        assert stood[-2] < stood[-1] < ITERATIONS
     last = start(folder)
-    assert finish(last) == expected, f"killed at moments {moments}"
+    assert finish(last) == expected, f"killed at iterations {stood}"
     names = ["checkpoint.safetensors", "metrics.jsonl", "recipe.json"]
     assert sorted(p.name for p in folder.iterdir()) == names
     lines, same_lines = (

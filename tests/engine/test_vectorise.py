@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
+from tegu.engine.vectorise import Vectorised, map_tensors
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -165,7 +165,7 @@ class Huge(nn.Linear):
 
 def test_a_lack_of_memory_is_no_reason_for_a_loop(episodes: Episode) -> None:
     engine = Vectorised(learner_of(Huge(6, 3)))
-    with pytest.raises(InputError, match="4 tasks side by side.*Lower engine.at_once"):
+    with pytest.raises(InputError, match=r"4 tasks side by side.*Lower engine\.at_once"):
         run(engine, episodes)
     assert not engine.loop
 
@@ -297,7 +297,7 @@ def test_trees_of_tensors_keep_their_shape() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_compiled_equals_eager(images: Episode, cuda_graphs: bool) -> None:
@@ -391,8 +391,26 @@ def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:
     }
 
 
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("cls", [Reptile, Maml])
+def test_a_small_compiled_update_equals_one_that_is_not(
+    cls: type[Learner], episodes: Episode
+) -> None:
+    """Of a network that compiles in seconds; those of `slow` are convolutions."""
+    learner = cls(model=Mlp(6, 3, hidden=(4,)).double(), inner_lr=0.01)  # type: ignore[call-arg]
+    ends = []
+    for compile in (False, True):
+        engine, params = Vectorised(learner, compile=compile), learner.init()
+        outer = engine.outer_state(params)
+        for _ in range(2):
+            params, outer, loss = engine.update(params, outer, episodes, KEYS, outer_lr=0.1)
+        ends.append((params, outer, loss))
+    torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_update_equals_one_that_is_not(images: Episode) -> None:
     """Gradient, Adam and running statistics in one program, twice, at two step sizes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -70,10 +71,9 @@ def test_the_outer_optimiser_is_resumed(tmp_path: Path) -> None:
                     raise KeyboardInterrupt
 
             settings = Settings(6, checkpoint_seconds=0, validate_every=1)
-            try:
+            with pytest.raises(KeyboardInterrupt):
                 meta_train(Vectorised(joint), TASKS, settings, run=run, progress=interrupt)
-            except KeyboardInterrupt:
-                assert load_checkpoint(run.checkpoint).iteration == stop - 1
+            assert load_checkpoint(run.checkpoint).iteration == stop - 1
         run = Run(folder, {"name": "joint"})
         settings = Settings(6, checkpoint_seconds=0, validate_every=1)
         meta_train(Vectorised(joint), TASKS, settings, run=run, resume=bool(stops))

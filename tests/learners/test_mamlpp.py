@@ -18,7 +18,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
-from tegu.engine.vectorise import Vectorised, can_compile
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, select
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -290,7 +290,7 @@ def test_only_a_single_loss_can_be_checkpointed(episodes: Episode) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_once_for_each_phase(episodes: Episode) -> None:
     learner = learner_of(inner_steps=2, multi_step_until=0.4, first_order_until=0.6)

@@ -31,7 +31,7 @@ def reference(features: Any, params: Params, batches: Episode, *, cosine: bool) 
             for x, y in zip(half.x, half.y, strict=True):
                 f, rows = features(params, x[None])[0], params["classifier/weight"]
                 if cosine:
-                    scores = torch.stack([10 * (w @ f) / (w.norm() * f.norm()) for w in rows])
+                    scores = torch.stack([2 * (w @ f) / (w.norm() * f.norm()) for w in rows])
                 else:
                     scores = rows @ f + params["classifier/bias"]
                 losses.append(scores.exp().sum().log() - scores[y])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.vectorise import Vectorised, can_compile
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -139,7 +139,7 @@ def test_bfloat16_stops_at_the_features(episodes: Episode) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not can_compile(), reason="torch.compile needs a C++ compiler; none is here")
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("width", [4, 20])
 def test_compiled_equals_eager(width: int, episodes: Episode) -> None:

@@ -135,8 +135,10 @@ def evaluate_run(
                     "Train another run with it.",
                 )
         checkpoint = _checkpoint_of(arguments.run, recipe)
-        known = {"iteration": checkpoint.iteration, "seconds": checkpoint.notes.get("seconds")}
-        return {"recipe": recipe, **known}, (checkpoint.params,)
+        told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
+        training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
+        training["meta_iterations"] = checkpoint.iteration
+        return {"recipe": recipe, "training": training}, (checkpoint.params,)
 
     saved, (params,) = ranks.from_first(read)
     with ranks.agreement():
@@ -150,11 +152,7 @@ def evaluate_run(
         name=job.recipe.name,
         command=f"tegu evaluate RUN{settings_of(arguments)}",
         seed=job.recipe.train.seed,
-        training={
-            "seconds": saved["seconds"],
-            "meta_iterations": saved["iteration"],
-            "peak_bytes": report.peak_bytes(),
-        },
+        training=saved["training"],
         cells=cells,
     )
     output = arguments.run / "evaluation.json"
@@ -178,6 +176,7 @@ def info(arguments: argparse.Namespace) -> Outcome:
         "iteration": checkpoint.iteration,
         "meta_iterations": recipe.train.meta_iterations,
         "seconds": checkpoint.notes.get("seconds"),
+        "commits": checkpoint.notes.get("commits", []),
         "parameters": weights,
         "digest": checkpoint.digest(),
         "validation": metrics[-1].get("validation") if metrics else None,

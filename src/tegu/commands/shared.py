@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tegu import report
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.job import Job
@@ -54,6 +53,7 @@ def training_of(job: Job, last: Progress) -> dict[str, Any]:
     return {
         "seconds": round(last.seconds, 1),
         "meta_iterations": last.iteration,
-        "peak_bytes": report.peak_bytes(),
+        "peak_bytes": last.peak_bytes,
         "precision": job.training_engine.precision,
+        "commits": list(last.commits),
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tegu import origin
 from tegu.engine.batches import BLOCK, batches
 from tegu.engine.checkpoint import Checkpoint, save_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
@@ -48,6 +49,8 @@ class Progress:
         seconds: of meta-training so far, earlier sessions of the run included and
             validation left out.
         validation: latest validation figure, if any.
+        commits: of tegu's checkout, all that have trained this run; none without a folder.
+        peak_bytes: most memory that one of its processes has held, where known.
     """
 
     iteration: int
@@ -55,6 +58,8 @@ class Progress:
     loss: float
     seconds: float
     validation: float | None = None
+    commits: tuple[str, ...] = ()
+    peak_bytes: int | None = None
 
 
 @dataclass
@@ -213,8 +218,15 @@ class _Sitting:
                     "an earlier checkpoint is unharmed.",
                 )
             )
+        known = [n for n in (self.report.peak_bytes, origin.peak_bytes()) if n is not None]
+        self.report.peak_bytes = max(known, default=None)
         if self.run:
-            notes = {"seconds": time.monotonic() - self.started, "losses": self.unreported()}
+            notes = {
+                "seconds": time.monotonic() - self.started,
+                "losses": self.unreported(),
+                "commits": self.report.commits,
+                "peak_bytes": self.report.peak_bytes,
+            }
             save_checkpoint(
                 self.run.checkpoint,
                 Checkpoint(
@@ -247,7 +259,7 @@ def _sitting(
     def begin() -> tuple[list[Any], tuple[Params, ...]]:
         saved = run.open(resume=resume) if run else None
         if not (run and saved):
-            return [0, 0.0, []], start
+            return [0, 0.0, [], [], None], start
         if saved.recipe != run.digest():
             raise InputError(
                 f"{run.checkpoint} belongs to other settings",
@@ -256,11 +268,14 @@ def _sitting(
             )
         spent = float(saved.notes.get("seconds", 0.0))
         losses = [float(loss) for loss in saved.notes.get("losses", [])]
-        return [saved.iteration, spent, losses], (saved.params, saved.outer)
+        commits = saved.notes.get("commits", ["unknown"])
+        peak = saved.notes.get("peak_bytes")
+        return [saved.iteration, spent, losses, commits, peak], (saved.params, saved.outer)
 
-    (iteration, seconds, losses), found = ranks.from_first(begin)
+    (iteration, seconds, losses, commits, peak), found = ranks.from_first(begin)
     params, outer = ({k: v.to(device) for k, v in one.items()} for one in found)
     report = Progress(iteration, settings.meta_iterations, float("nan"), seconds)
+    report.commits, report.peak_bytes = tuple(commits), peak
     if not ranks.first:
         run = progress = None
     return _Sitting(settings, run, progress, ranks, params, outer, report, losses)
@@ -301,6 +316,8 @@ def meta_train(
     report = now.report
     if now.ended:
         return now.params, report  # resumed at its end, which may be one of time
+    if now.run and (commit := origin.commit()) and commit not in report.commits:
+        report.commits += (commit,)
     meeting = Meeting(ranks, settings.meta_batch, now.note)
     meets = {"others": meeting} if ranks.world > 1 else {}
     with _stop_signals(now.signals):
