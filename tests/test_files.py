@@ -17,10 +17,20 @@ def test_a_file_and_its_folder(tmp_path: Path) -> None:
         write_atomic(path, data)
         assert path.read_bytes() == data
     assert list(path.parent.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "chmod"])
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_is_the_umask_s_to_say(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomic(tmp_path / "file", b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("failure", [OSError("no space"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_the_old_file(
     call: str, failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,15 +16,15 @@ from typing import Any, NoReturn
 from tegu.errors import InputError, unknown
 
 COMMANDS = {
-    "quickstart": "see meta-learning work, in two minutes and with nothing to download",
+    "quickstart": "see meta-learning work, in about three minutes and with nothing to download",
     "train": "meta-learn from a recipe, or from settings of your own",
     "evaluate": "learn unseen tasks with what a run meta-learned, and score them",
-    "reproduce": "train and evaluate a published result",
-    "leaderboard": "compare all learners at one budget",
+    "reproduce": "train and evaluate a recipe from start to end",
+    "leaderboard": "compare all learners of classes at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
     "bench": "measure which way of running a recipe is fastest on this machine",
     "causal": "what causes what among the columns of your file, and how sure that is",
-    "pack": "write a folder of your images as files that train fast and need no memory",
+    "pack": "write a folder of your images as arrays that are read from disk row by row",
     "recipes": "list the recipes, or show one",
     "info": "show what a run holds",
 }
@@ -47,8 +47,10 @@ examples:
 Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
 shows them all. Results go to standard output, everything else to standard error.
 `torchrun --nproc-per-node N -m -- tegu ...` splits train, evaluate and reproduce over N processes.
-Exit codes: 0 done, 2 bad input, 130 or 143 stopped and ready to be resumed.
+Exit codes: 0 done, 2 bad input, 130 or 143 stopped (train, reproduce and quickstart go on with
+--resume).
 """
+DATA_DIR = "folder of data sets (default: $TEGU_DATA, the cache folder, then a download)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,11 +87,12 @@ def _parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar="SECTION.KEY=VALUE",
-            help="replace a setting of the recipe; may be repeated",
+            help="replace a setting of [evaluate] or [engine], data.path, or what training made no "
+            "use of; may be repeated"
+            if name == "evaluate"
+            else "replace a setting of the recipe; may be repeated",
         )
-        one.add_argument(
-            "--data-dir", type=Path, metavar="DIR", help="look for data sets here first"
-        )
+        one.add_argument("--data-dir", type=Path, metavar="DIR", help=DATA_DIR)
         one.add_argument("--threads", metavar="N", help="processor threads to use")
     for name in ("train", "reproduce"):
         made[name].add_argument(
@@ -162,10 +165,11 @@ def _bench(one: argparse.ArgumentParser) -> None:
 
 
 def _leaderboard(one: argparse.ArgumentParser) -> None:
-    for flag, what in (("--learner", "this learner"), ("--data", "this data set")):
-        one.add_argument(
-            flag, action="append", metavar="NAME", help=f"{what} only; may be repeated"
-        )
+    for flag, what in (
+        ("--learner", "this learner only; may be repeated"),
+        ("--data", "omniglot, cifar-fs or glyphs; may be repeated (default: the first two)"),
+    ):
+        one.add_argument(flag, action="append", metavar="NAME", help=what)
     _defaulted(
         one,
         ("--seconds", float, 180.0, "training time of each learner on each data set"),
@@ -187,7 +191,7 @@ def _defaulted(one: argparse.ArgumentParser, *flags: tuple[str, type, Any, str])
 
 def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
     """Adds where a comparison of learners reads data, keeps entries and writes its result."""
-    one.add_argument("--data-dir", type=Path, metavar="DIR", help="look for data sets here first")
+    one.add_argument("--data-dir", type=Path, metavar="DIR", help=DATA_DIR)
     one.add_argument(
         "--run", type=Path, metavar="DIR", help=f"folder of entries (default: runs/{folder})"
     )
@@ -201,12 +205,24 @@ def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
 
 
 def _causal(one: argparse.ArgumentParser) -> None:
-    one.add_argument("file", type=Path, metavar="FILE", help="CSV, or columns between blanks")
+    one.add_argument(
+        "file", type=Path, metavar="FILE", help="columns between commas, tabs, semicolons or blanks"
+    )
     _defaulted(
         one,
-        ("--kind", str, "auto", "auto, numbers, or categories for whole numbers that only name"),
+        (
+            "--kind",
+            str,
+            "auto",
+            "of two columns: auto, numbers, or categories (whole numbers that only name)",
+        ),
         ("--seed", int, 0, "seed of everything random"),
-        ("--repetitions", int, 12, "beliefs about two columns, each from a sample of its own"),
+        (
+            "--repetitions",
+            int,
+            12,
+            "of two columns: how often the belief is learnt, from rows drawn anew",
+        ),
     )
     one.add_argument(
         "--updates",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
@@ -20,14 +20,18 @@ def write_atomic(path: Path, data: bytes) -> None:
     if path.parent.is_file():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = hidden(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:  # who may read it is the umask's to say
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # a temporary file is its owner's alone
-        os.replace(name, path)
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
+
+
+def hidden(path: Path) -> Path:
+    """A new name beside a path, which begins with a dot and the path's own."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

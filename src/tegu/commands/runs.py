@@ -213,7 +213,9 @@ def trained(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, 
         f"engine: {job.training_engine}, {recipe.engine.device}{threads}; see [engine] to change it"
     )
     if recipe.engine.precision == "bf16" and not half_pays(torch.device(recipe.engine.device)):
-        say("bf16 is slower than fp32 on this machine: --precision auto takes the faster one")
+        say(
+            "bf16 is slower than fp32 on this machine: --set engine.precision=auto takes the faster"
+        )
     limit, title = round(recipe.train.seconds), f"meta-train {recipe.name}"
     total, unit = (limit, "s") if limit else (recipe.train.meta_iterations, "iterations")
     with bar(title, total, unit=unit) as tell:

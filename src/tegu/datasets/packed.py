@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,7 @@ from tegu.datasets.classes import ClassDataset, infinite
 from tegu.datasets.rows import KINDS, NpyRows
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError
+from tegu.files import hidden
 
 FORMAT = 1
 LARGEST = 1 << 30  # bytes that the list of classes may have
@@ -254,13 +254,12 @@ def _whole(out: Path) -> Iterator[Path]:
     """
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} is there", "a folder that is not", "Choose another, or remove it.")
-    partial: str | None = None
+    partial = hidden(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")
-        yield Path(partial)
-        os.chmod(partial, 0o755)  # a temporary folder is its owner's alone
-        os.rename(partial, out)
+        partial.mkdir()
+        yield partial
+        partial.rename(out)
     except OSError as failure:
         raise InputError(
             f"{out} cannot be written: {failure.strerror or failure}",
@@ -268,5 +267,4 @@ def _whole(out: Path) -> Iterator[Path]:
             "Make room, or choose another folder.",
         ) from failure
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
