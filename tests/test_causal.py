@@ -256,6 +256,8 @@ def test_more_columns_give_a_graph(
     [
         ([], "line 2 of mine.csv holds 'x' in treatment"),
         (["--environment", "treatment", "--baseline", "nothing"], "unknown label 'nothing'"),
+        (["--environment", "treatment", "--kind", "numbers"], "--kind for 3 columns"),
+        (["--environment", "treatment", "--repetitions", "3"], "--repetitions for 3 columns"),
         (["--environment", "treatment", "--updates", "0"], "0 updates"),
         (["--environment", "a", "--baseline", "0"], "line 2 of mine.csv holds 'x' in treatment"),
     ],

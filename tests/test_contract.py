@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import LEARNERS, FineTune, Learner
 from tegu.losses import squared_error, token_cross_entropy
+from tegu.meta import Adapted
 from tegu.models import (
     BatchNorm,
     MaskedMlps,
@@ -942,6 +944,17 @@ def test_later_settings_are_not_of_meta_training(learner: Learner, episodes: Epi
         after = updated(Vectorised(other), params, episodes)
         for a, b in zip(tensors(after), tensors(before), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_learned_task_can_be_kept(learner: Learner, episodes: Episode, tmp_path: Path) -> None:
+    """Read again, it answers with the same bits."""
+    params, one = trained(learner, episodes), select(episodes, 0)
+    task = Adapted(learner, params, learner.adapt(params, one.support, KEYS[0]), ())
+    task.save(tmp_path / "task")
+    found = Adapted.load(tmp_path / "task", learner)
+    given = one.query.x, one.query.mask
+    expected = learner.predict(params, task.state, *given)
+    assert torch.equal(learner.predict(found.params, found.state, *given), expected)
 
 
 def test_arguments_and_model_are_unchanged(learner: Learner, episodes: Episode) -> None:

@@ -23,8 +23,9 @@ from tegu.datasets import (
 )
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
+from tegu.estimator import ReptileEstimator
 from tegu.learners import Learner, Reptile
-from tegu.meta import Adapted, MetaLearned, meta_train
+from tegu.meta import Adapted, MetaLearned, grouped, meta_train
 from tegu.sampling import ClassBatches, FewShotTasks
 
 __version__ = "0.1.0"
@@ -42,9 +43,11 @@ __all__ = [
     "MetaLearned",
     "Packable",
     "Reptile",
+    "ReptileEstimator",
     "Sinusoids",
     "SyntheticTables",
     "datasets",
+    "grouped",
     "learners",
     "load_cifar_fs",
     "load_fc100",

@@ -36,6 +36,7 @@ from tegu.models.experts import ExpertPair, fit_joint
 
 KINDS = ("auto", "numbers", "categories")
 UPDATES = 60  # of a belief, unless told
+REPETITIONS = 12  # beliefs, likewise
 FEWEST = 30  # rows of a table
 FEWEST_IN = 10  # rows of an environment
 MOST_CATEGORIES = 12  # that `auto` takes whole numbers for categories
@@ -160,7 +161,7 @@ def find_direction(
     *,
     kind: str = "auto",
     seed: int = 0,
-    repetitions: int = 12,
+    repetitions: int = REPETITIONS,
     updates: int = UPDATES,
     progress: Callable[[int], None] | None = None,
 ) -> Verdict:

@@ -208,21 +208,18 @@ def _causal(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "file", type=Path, metavar="FILE", help="columns between commas, tabs, semicolons or blanks"
     )
-    _defaulted(
-        one,
-        (
-            "--kind",
-            str,
-            "auto",
-            "of two columns: auto, numbers, or categories (whole numbers that only name)",
-        ),
-        ("--seed", int, 0, "seed of everything random"),
-        (
-            "--repetitions",
-            int,
-            12,
-            "of two columns: how often the belief is learnt, from rows drawn anew",
-        ),
+    _defaulted(one, ("--seed", int, 0, "seed of everything random"))
+    one.add_argument(
+        "--kind",
+        metavar="KIND",
+        help="of two columns: auto, numbers, or categories, whole numbers that only name "
+        "(default: auto)",
+    )
+    one.add_argument(
+        "--repetitions",
+        type=int,
+        metavar="N",
+        help="of two columns: how often the belief is learnt, from rows drawn anew (default: 12)",
     )
     one.add_argument(
         "--updates",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets import tokens
+from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.run import Run
@@ -211,6 +212,64 @@ class Adapted:
         """Probabilities (Q, classes) in the order of `labels`; rows sum to 1."""
         return self.outputs(x).softmax(-1)
 
+    def save(self, path: str | Path) -> None:
+        """Writes the learned task to one file that answers by itself, whole or not at all.
+
+        Raises:
+            InputError: a label is neither text nor number, or the disk has no room.
+        """
+        for label in self.labels:
+            if not isinstance(label, (str, int, float)) and label is not None:
+                raise InputError(
+                    f"the label {label!r}, a {type(label).__name__}, in a file",
+                    "labels of text or numbers",
+                    "Adapt with names for them.",
+                )
+        tensors: Params = {}
+        told = {
+            "task": _numbered(self.state, tensors),
+            "labels": self.labels,
+            "n_targets": self.n_targets,
+        }
+        save_checkpoint(Path(path), Checkpoint(self.params, tensors, 0, 0, json.dumps(told), {}))
+
+    @classmethod
+    def load(cls, path: str | Path, learner: Learner) -> Adapted:
+        """Reads a file of `save`, for a learner built as the one that wrote it."""
+        saved = load_checkpoint(Path(path))
+        try:
+            told = json.loads(saved.recipe)
+            state = _filled(told["task"], saved.outer)
+            labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
+            raise InputError(
+                f"{path} holds no learned task",
+                "a file of Adapted.save",
+                "Read what was meta-learned with MetaLearned.load.",
+            ) from failure
+        params = fitting(saved.params, learner, where=path)
+        own = learner.for_ways(len(labels)) if labels else learner
+        return cls(own, params, state, labels, n_targets)
+
+
+def _numbered(tree: Any, tensors: Params) -> Any:
+    """Nested dicts and tuples with numbers in place of their tensors, which `tensors` takes."""
+    if isinstance(tree, Tensor):
+        tensors[str(len(tensors))] = tree
+        return len(tensors) - 1
+    if isinstance(tree, dict):
+        return {name: _numbered(value, tensors) for name, value in tree.items()}
+    return [_numbered(value, tensors) for value in tree]
+
+
+def _filled(tree: Any, tensors: Params) -> Any:
+    """What `_numbered` was given."""
+    if isinstance(tree, int):
+        return tensors[str(tree)]
+    if isinstance(tree, dict):
+        return {name: _filled(value, tensors) for name, value in tree.items()}
+    return tuple(_filled(value, tensors) for value in tree)
+
 
 def meta_train(
     learner: Learner,
@@ -281,6 +340,41 @@ def meta_train(
         folder = Run(Path(run), {**known, "precision": precision})
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
     return MetaLearned(learner, params)
+
+
+def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") -> ClassDataset:
+    """Examples and their labels as data of classes, class after class.
+
+    Args:
+        x: M examples: a tensor, array or nested list, shape (M, ...).
+        y: M labels of any hashable kind; classes come in the order of their first example.
+        name: what reports call it.
+        split: "meta_train", "meta_val" or "meta_test".
+
+    Raises:
+        InputError: numbers of examples and labels differ, or a number is NaN or infinite.
+
+    Example:
+        >>> data = grouped([[1.0], [2.0], [3.0]], ["b", "a", "b"])
+        >>> data.class_names, data.counts.tolist(), data.examples.flatten().tolist()
+        (('b', 'a'), [2, 1], [1.0, 3.0, 2.0])
+    """
+    examples, labels = _inputs(x, "x").to(torch.get_default_dtype()), _labels(y)
+    if len(examples) != len(labels):
+        raise InputError(
+            f"{len(examples)} examples and {len(labels)} labels",
+            "one label for each example",
+            "Check that x and y come from the same examples.",
+        )
+    at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    number = torch.tensor([at[label] for label in labels])
+    return ClassDataset(
+        name,
+        split,
+        examples[number.argsort(stable=True)],
+        number.bincount(),
+        tuple(str(label) for label in at),
+    )
 
 
 def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:

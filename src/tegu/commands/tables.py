@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tegu import pictures as draw
-from tegu.causal import UPDATES, find_direction
+from tegu.causal import REPETITIONS, UPDATES, find_direction
 from tegu.columns import Columns, read_columns
 from tegu.commands.shared import Outcome, check_output, listed
 from tegu.console import Tell, bar
@@ -62,6 +62,13 @@ def causal(arguments: argparse.Namespace) -> Outcome:
     torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings
     table = read_columns(file, environment=arguments.environment)
     if table.labels and len(table.names) > 2:
+        for name in ("kind", "repetitions"):
+            if getattr(arguments, name) is not None:
+                raise InputError(
+                    f"--{name} for {len(table.names)} columns",
+                    "two columns",
+                    f"Leave --{name} out.",
+                )
         return _causal_graph(table, arguments, output)
     if arguments.baseline is not None:
         raise InputError(
@@ -73,9 +80,9 @@ def causal(arguments: argparse.Namespace) -> Outcome:
     with bar(f"causal {file.name}", updates, unit="updates") as tell:
         found = find_direction(
             table,
-            kind=arguments.kind,
+            kind=arguments.kind or "auto",
             seed=arguments.seed,
-            repetitions=arguments.repetitions,
+            repetitions=REPETITIONS if arguments.repetitions is None else arguments.repetitions,
             updates=updates,
             progress=lambda done: tell(done, ""),
         )

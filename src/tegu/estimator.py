@@ -1,0 +1,198 @@
+"""Reptile on arrays, by the settings that people turn first.
+
+What `tegu.meta_train` does with a learner, tasks and a data set, for examples and labels that
+lie in two arrays and a network of dense layers. Whoever outgrows it finds the same parts in
+`learned`, `learner` and `tasks`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tegu.datasets import ClassDataset
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from tegu.engine.evaluate import Result
+from tegu.engine.train import Progress
+from tegu.errors import InputError
+from tegu.learners import Reptile
+from tegu.meta import Adapted, MetaLearned, fitting, grouped, meta_train
+from tegu.models import Mlp
+from tegu.sampling import FewShotTasks
+
+SHOTS = 10  # examples of a class in a training task, where classes have so many
+QUERIES = 15  # at most, of each class of a test task
+
+
+@dataclass
+class ReptileEstimator:
+    """Meta-learns from arrays, and learns tasks of classes that it has never seen.
+
+    Bring inputs to the order of 1 first: one learning rate serves all of them.
+
+    Args:
+        hidden_size: width of each hidden layer.
+        layers: number of hidden layers.
+        learning_rate: of a task's steps, which Adam takes.
+        n_way: classes of a task, at most.
+        n_shot: examples of each class in a test task.
+        meta_iterations: outer updates.
+        meta_batch: tasks of an outer update.
+        steps: gradient steps on a new task.
+        seed: of weights, tasks and orders.
+
+    Attributes:
+        learned: what `fit` has meta-learned; None before.
+
+    Example:
+        >>> noise = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(200, 8, generator=noise)  # any array: one row an example
+        >>> y = [f"class {i // 10}" for i in range(200)]  # and its label
+        >>> one = ReptileEstimator(hidden_size=16, layers=1, meta_iterations=3)
+        >>> _ = one.fit(x[:150], y[:150])
+        >>> one.evaluate(x[150:], y[150:], episodes=10).episodes  # of classes that `fit` never saw
+        10
+        >>> task = one.adapt(x[150::10], ["a", "b", "c", "d", "e"])  # one example each
+        >>> len(task.predict(x[:3]))
+        3
+
+    Reference:
+        Nichol, Achiam, Schulman (2018), arXiv:1803.02999; see `tegu.Reptile`.
+    """
+
+    hidden_size: int = 64
+    layers: int = 2
+    learning_rate: float = 1e-3
+    n_way: int = 5
+    n_shot: int = 1
+    meta_iterations: int = 1000
+    meta_batch: int = 5
+    steps: int = 50
+    seed: int = 0
+    learned: MetaLearned | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, least in (("hidden_size", 1), ("layers", 1), ("n_way", 2), ("n_shot", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
+                )
+
+    def learner(self, width: int) -> Reptile:
+        """The learner for inputs of so many numbers, as `fit` builds it."""
+        hidden = (self.hidden_size,) * self.layers
+        return Reptile(
+            model=Mlp(width, self.n_way, hidden=hidden, seed=self.seed),
+            inner_lr=self.learning_rate,
+            eval_steps=self.steps,
+        )
+
+    def tasks(self, x: Any, y: Any, *, training: bool) -> FewShotTasks:
+        """Episodes from arrays: without queries, and with more shots, where for training."""
+        data = grouped(x, y, split="meta_train" if training else "meta_test")
+        least = int(data.counts.min())
+        if training:
+            return FewShotTasks(data, self.n_way, min(SHOTS, least), 0, self.seed)
+        queries = max(1, min(QUERIES, least - self.n_shot))
+        return FewShotTasks(data, self.n_way, self.n_shot, queries, self.seed)
+
+    def fit(
+        self, x: Any, y: Any, *, progress: Callable[[Progress], None] | None = None
+    ) -> ReptileEstimator:
+        """Phase 1, meta-learning: what the classes of many tasks share.
+
+        Args:
+            x: shape (M, ...), examples of many classes; flattened.
+            y: M labels of any hashable kind.
+            progress: told how it goes.
+
+        Raises:
+            InputError: numbers of examples and labels differ, a number is NaN or infinite,
+                or there are fewer classes than `n_way`.
+        """
+        tasks = self.tasks(x, y, training=True)
+        self.learned = meta_train(
+            self.learner(_width(tasks.data)),
+            tasks,
+            meta_iterations=self.meta_iterations,
+            meta_batch=self.meta_batch,
+            seed=self.seed,
+            progress=progress,
+        )
+        return self
+
+    def evaluate(self, x: Any, y: Any, *, episodes: int = 600) -> Result:
+        """Accuracy, with its interval, over tasks of classes that `fit` has not seen.
+
+        Args:
+            x: shape (M, ...).
+            y: M labels; each class needs `n_shot` + 1 examples.
+            episodes: tasks to draw.
+        """
+        tasks = self.tasks(x, y, training=False)
+        (result,) = self.fitted(tasks.data.examples.shape).evaluate(tasks, episodes=episodes)
+        return result
+
+    def adapt(self, x: Any, y: Any) -> Adapted:
+        """Phase 2, task learning: a new task from its examples and labels; call its `predict`."""
+        return self.fitted().adapt(x, y, seed=self.seed)
+
+    def features(self, x: Any) -> Tensor:
+        """The representation that all tasks share: (M, ...) to (M, hidden_size)."""
+        return self.fitted().features(x)
+
+    def fitted(self, shape: tuple[int, ...] = ()) -> MetaLearned:
+        """What was meta-learned.
+
+        Raises:
+            InputError: nothing yet, or inputs of another shape (M, ...).
+        """
+        if self.learned is None:
+            raise InputError("an estimator before fit", "one that has learned", "Call fit first.")
+        width = next(iter(self.learned.learner.model.parameters())).shape[1]
+        if shape and _numbers(shape) != width:
+            raise InputError(
+                f"x has shape {tuple(shape)}",
+                f"rows of {width} numbers, as in fit",
+                "Reshape x.",
+            )
+        return self.learned
+
+    def save(self, path: str | Path) -> None:
+        """Writes settings and what was meta-learned to one file, whole or not at all."""
+        learned = self.fitted()
+        width = next(iter(learned.learner.model.parameters())).shape[1]
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        told = json.dumps({"estimator": settings, "width": width})
+        save_checkpoint(Path(path), Checkpoint(learned.params, {}, 0, self.seed, told, {}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReptileEstimator:
+        """Reads a file of `save`."""
+        saved = load_checkpoint(Path(path))
+        try:
+            told = json.loads(saved.recipe)
+            one = cls(**told["estimator"])
+            learner = one.learner(int(told["width"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as failure:
+            raise InputError(
+                f"{path} holds no estimator",
+                "a file of ReptileEstimator.save",
+                "Read what else tegu saves with MetaLearned.load or Adapted.load.",
+            ) from failure
+        one.learned = MetaLearned(learner, fitting(saved.params, learner, where=path))
+        return one
+
+
+def _numbers(shape: tuple[int, ...]) -> int:
+    return int(torch.Size(shape[1:]).numel())
+
+
+def _width(data: ClassDataset) -> int:
+    return _numbers(tuple(data.examples.shape))

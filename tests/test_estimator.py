@@ -1,0 +1,114 @@
+"""The estimator on arrays: it learns what tasks share, keeps it, and says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import tegu
+from tegu.errors import InputError
+
+SMALL = {"hidden_size": 8, "layers": 1, "meta_iterations": 2}
+
+
+def arrays(n_classes: int, seed: int, each: int = 20) -> tuple[NDArray[Any], list[str]]:
+    """Classes that differ in 3 of 12 numbers, which is what there is to meta-learn."""
+    rng = np.random.default_rng(seed)
+    centres = np.zeros((n_classes, 1, 12))
+    centres[..., :3] = 2 * rng.normal(size=(n_classes, 1, 3))
+    x = centres + rng.normal(size=(n_classes, each, 12))
+    return x.reshape(-1, 12), [f"{seed}/{i // each}" for i in range(n_classes * each)]
+
+
+def test_meta_learning_helps_on_unseen_classes() -> None:
+    one = tegu.ReptileEstimator(
+        hidden_size=32, layers=2, learning_rate=0.003, meta_iterations=300, steps=20
+    )
+    x, y = arrays(60, seed=0)
+    unseen = arrays(20, seed=1)
+    learner = one.learner(12)
+    start = tegu.MetaLearned(learner, learner.init())
+    (before,) = start.evaluate(one.tasks(*unseen, training=False), episodes=300)
+    after = one.fit(x, y).evaluate(*unseen, episodes=300)
+    assert after.split == "meta_test"
+    assert after.value - after.ci95 > before.value + before.ci95 + 0.03
+
+
+def test_an_estimator_is_its_parts() -> None:
+    """The same bits as the learner and the tasks that it stands for."""
+    x, y = arrays(6, seed=0, each=4)
+    one = tegu.ReptileEstimator(**SMALL).fit(x, y)
+    tasks = tegu.FewShotTasks(tegu.grouped(x, y), 5, 4, 0)
+    learned = tegu.meta_train(one.learner(12), tasks, meta_iterations=2, meta_batch=5)
+    assert one.learned is not None
+    torch.testing.assert_close(one.learned.params, learned.params, rtol=0, atol=0)
+    assert one.features(x).shape == (24, 8)
+
+
+def test_labels_need_not_lie_side_by_side() -> None:
+    x, y = arrays(6, seed=0, each=4)
+    order = np.random.default_rng(0).permutation(len(x))
+    data = tegu.grouped(x[order], [y[i] for i in order], split="meta_val")
+    assert data.counts.tolist() == [4] * 6
+    for i, name in enumerate(data.class_names):
+        rows = x[[j for j in order if y[j] == name]]
+        np.testing.assert_allclose(data.examples[4 * i : 4 * i + 4], rows, rtol=1e-6)
+    assert data.split == "meta_val"
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    x, y = arrays(6, seed=0, each=4)
+    one = tegu.ReptileEstimator(**SMALL, n_way=3).fit(x, y)
+    one.save(tmp_path / "one")
+    again = tegu.ReptileEstimator.load(tmp_path / "one")
+    assert (again.n_way, again.hidden_size, again.steps) == (3, 8, 50)
+    found, expected = (each.adapt(x[:2], "ab").outputs(x) for each in (again, one))
+    assert torch.equal(found, expected)
+    one.adapt(x[:2], "ab").save(tmp_path / "task")
+    kept = tegu.Adapted.load(tmp_path / "task", one.learner(12))
+    assert kept.labels == ("a", "b")
+    assert torch.equal(kept.outputs(x), expected)
+    with pytest.raises(InputError, match=r"task holds no estimator; expected a file of Reptile"):
+        tegu.ReptileEstimator.load(tmp_path / "task")
+    with pytest.raises(InputError, match=r"one holds no learned task; expected a file of Adapted"):
+        tegu.Adapted.load(tmp_path / "one", one.learner(12))
+    with pytest.raises(InputError, match=r"label .*tuple.* in a file; expected labels of text or"):
+        one.adapt(x[:2], [(1, 2), (3, 4)]).save(tmp_path / "pairs")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"layers": 0}, "layers is 0; expected at least 1"),
+        ({"n_way": 1}, "n_way is 1; expected at least 2"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+    ],
+)
+def test_settings(settings: dict[str, int], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        tegu.ReptileEstimator(**settings)
+
+
+def test_bad_input() -> None:
+    x, y = arrays(6, seed=0, each=4)
+    one = tegu.ReptileEstimator(**SMALL)
+    for act in (one.adapt, one.evaluate):
+        with pytest.raises(InputError, match=r"an estimator before fit.*Call fit first"):
+            act(x, y)
+    with pytest.raises(InputError, match="24 examples and 23 labels"):
+        one.fit(x, y[1:])
+    with pytest.raises(InputError, match="n_way is 5, but arrays meta_train has 4 classes"):
+        one.fit(x[:16], y[:16])
+    x[3, 2] = np.nan
+    with pytest.raises(InputError, match="x holds NaN or infinity in row 3"):
+        one.fit(x, y)
+    one.fit(np.ones((24, 12)), y)
+    with pytest.raises(InputError, match=r"x has shape \(24, 5\); expected rows of 12 numbers"):
+        one.evaluate(np.ones((24, 5)), y)
+    with pytest.raises(InputError, match="1 shots plus 1 queries make 2"):
+        one.evaluate(np.ones((6, 12)), "abcdef")
