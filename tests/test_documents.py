@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import tegu
 from tegu import cli
 from tegu.learners import LEARNERS
 
@@ -33,6 +34,14 @@ def test_the_two_phases_of_the_readme() -> None:
     exec(code.replace("meta_iterations=600", "meta_iterations=2"), names)
     assert set(names["task"].predict(names["new_images"])) <= {"cat", "dog", "owl"}
     assert names["task"].predict_proba(names["new_images"]).shape == (2, 3)
+
+
+def test_the_estimator_of_the_readme() -> None:
+    opening = "Where examples and labels lie in two arrays, an estimator does both:\n\n```python"
+    few = block("README.md", opening).replace("n_way=5", "n_way=3, meta_iterations=2")
+    x, labels = torch.rand(12, 4), [f"class {i % 4}" for i in range(12)]
+    names: dict[str, Any] = {"tegu": tegu, "x": x, "labels": labels, "new_x": x[:3], "more_x": x}
+    exec(few, {**names, "unseen_x": x, "unseen_labels": labels})
 
 
 def test_how_it_works() -> None:
