@@ -36,7 +36,7 @@ from tegu.datasets.augment import affine
 from tegu.datasets.omniglot import SHRINK
 from tegu.engine.precision import chosen
 from tegu.engine.run import Run
-from tegu.engine.train import Settings, meta_train
+from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.inner import Params
@@ -140,7 +140,7 @@ def accuracy(learner: Learner, params: Params, episodes: Episode, views: int, se
 
 def trained(
     name: str, which: str, seed: int, arguments: argparse.Namespace
-) -> tuple[Learner, Params, float]:
+) -> tuple[Learner, Params, Progress]:
     """One training run; its seconds with it."""
     data = training_data(which, arguments.data_dir, arguments.shrink)
     learner = learner_of(name, seed, data.n_classes, arguments.width, not arguments.strides)

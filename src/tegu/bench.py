@@ -9,6 +9,7 @@ meta-iterations after which it has repaid itself.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from tegu import keys, origin, report, timing
 from tegu.engine.precision import half_pays
 from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
-from tegu.episodes import Episode
+from tegu.episodes import Episode, moved
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
@@ -118,7 +119,7 @@ def measure(
     for number in range(BATCHES):
         index = torch.arange(number * size, (number + 1) * size)
         at = keys.fold(keys.key(job.recipe.train.seed, "bench"), index).to(device)
-        drawn.append((tasks.episodes(index), at))
+        drawn.append((moved(tasks.episodes(index), device), at))
     params = {k: v.to(device) for k, v in learner.init().items()}
     rate = job.recipe.train.outer_lr
 
@@ -265,4 +266,4 @@ def fastest(found: list[Found], precision: str) -> Way | None:
 
 
 def _median(one: Found) -> float:
-    return sorted(one.times)[len(one.times) // 2]
+    return statistics.median(one.times)

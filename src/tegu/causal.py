@@ -39,6 +39,7 @@ UPDATES = 60  # of a belief, unless told
 REPETITIONS = 12  # beliefs, likewise
 FEWEST = 30  # rows of a table
 FEWEST_IN = 10  # rows of an environment
+LARGEST = 256  # categories that a column may have
 MOST_CATEGORIES = 12  # that `auto` takes whole numbers for categories
 ROWS = 600  # of a bootstrap sample, at most
 SHOT = 100  # rows of an episode
@@ -312,6 +313,12 @@ def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _coded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each column's different values as 0, 1, ..."""
     coded = [np.unique(column, return_inverse=True)[1] for column in values.T]
+    if (most := 1 + max(int(column.max()) for column in coded)) > LARGEST:
+        raise InputError(
+            f"a column of {most:,} different values as categories",
+            f"at most {LARGEST}, each seen many times",
+            "Leave out kind, or write kind=numbers.",
+        )
     return np.stack(coded, 1).astype(np.float64)
 
 

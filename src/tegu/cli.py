@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -174,7 +176,7 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
         one,
         ("--seconds", float, 180.0, "training time of each learner on each data set"),
         ("--episodes", int, 1000, "unseen tasks for each figure"),
-        ("--seed", int, 0, "seed of everything random"),
+        ("--seed", seed, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
         ("--precision", str, "fp32", "fp32, bf16 or auto"),
         ("--device", str, "cpu", "cpu or cuda"),
@@ -182,7 +184,16 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
     _places(one, "leaderboard", "leaderboard")
 
 
-def _defaulted(one: argparse.ArgumentParser, *flags: tuple[str, type, Any, str]) -> None:
+def seed(text: str) -> int:
+    """A seed that every source of random numbers takes."""
+    if abs(value := int(text)) > 1 << 62:
+        raise argparse.ArgumentTypeError(f"{text[:30]} is beyond 62 bits")
+    return value
+
+
+def _defaulted(
+    one: argparse.ArgumentParser, *flags: tuple[str, Callable[[str], Any], Any, str]
+) -> None:
     """Adds flags of a type, each with a default that its help tells."""
     for flag, kind, default, text in flags:
         text = f"{text} (default: {default})"
@@ -208,7 +219,7 @@ def _causal(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "file", type=Path, metavar="FILE", help="columns between commas, tabs, semicolons or blanks"
     )
-    _defaulted(one, ("--seed", int, 0, "seed of everything random"))
+    _defaulted(one, ("--seed", seed, 0, "seed of everything random"))
     one.add_argument(
         "--kind",
         metavar="KIND",
@@ -257,7 +268,7 @@ def _pack(one: argparse.ArgumentParser) -> None:
         ("--size", int, 84, "height and width that images are brought to, pixels"),
         ("--channels", int, 3, "3 for colour, 1 for grey"),
         ("--fit", str, "crop", "crop, pad or stretch: how other proportions become square"),
-        ("--seed", int, 0, "of the division of classes into splits"),
+        ("--seed", seed, 0, "of the division of classes into splits"),
         ("--least", int, 1, "classes with fewer images are left out"),
         ("--workers", int, 0, "threads that read images; 0 for one a processor"),
     )
@@ -290,7 +301,7 @@ def _compare(one: argparse.ArgumentParser) -> None:
             "long again at most, about",
         ),
         ("--episodes", int, 300, "unseen tasks for each point of the curve"),
-        ("--seed", int, 0, "seed of everything random"),
+        ("--seed", seed, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
         ("--precision", str, "fp32", "fp32, bf16 or auto"),
     )
@@ -352,7 +363,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(error, speaker)
         return 2
     except BrokenPipeError:
+        with contextlib.suppress(OSError):  # nobody reads what is left to be written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as failure:
+        where = f"{failure.filename}: " if failure.filename else ""
+        complain(
+            InputError(
+                f"{where}{failure.strerror or failure}",
+                "files and folders that can be read and written",
+                "Check the path, its permissions and the room on the disk.",
+            ),
+            "",
+        )
+        return 2
     except KeyboardInterrupt:
         say("stopped")
         return 128 + signal.SIGINT
@@ -420,8 +444,15 @@ def _run(arguments: argparse.Namespace) -> int:
         document["seconds"] = round(time.monotonic() - began, 1)
     if not ranks.first:
         return 0
-    if arguments.json:
-        print(json.dumps(document, indent=1, allow_nan=False))
-    else:
-        print(text)
+    print(json.dumps(_finite(document), indent=1, allow_nan=False) if arguments.json else text)
+    sys.stdout.flush()
     return 0
+
+
+def _finite(tree: Any) -> Any:
+    """Plain data with None in place of numbers that JSON has no word for."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

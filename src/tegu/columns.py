@@ -112,7 +112,10 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
     mark = next((mark for mark in DELIMITERS if mark in lines[0][1]), None)
     if mark is None:
         return [(number, line.split()) for number, line in lines]
-    return [(number, next(csv.reader([line], delimiter=mark))) for number, line in lines]
+    try:
+        return [(number, next(csv.reader([line], delimiter=mark))) for number, line in lines]
+    except csv.Error as failure:
+        raise InputError(f"{path}: {failure}", "cells of numbers", "Export it as CSV.") from failure
 
 
 def _number(cell: str) -> float | None:
@@ -142,7 +145,7 @@ def _finite(cell: str, line: int, name: str, path: Path) -> float:
 def _column(wanted: str, names: list[str], path: Path) -> int:
     if wanted in names:
         return names.index(wanted)
-    if wanted.isdigit():
+    if wanted.isdecimal():
         if 1 <= int(wanted) <= len(names):
             return int(wanted) - 1
         raise InputError(

@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ import torch
 from torch import Tensor
 
 from tegu import keys, origin, recipes, report
-from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import meta_train
 from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.entries import commits, limited
+from tegu.entries import entry as kept_entry
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
@@ -65,6 +67,9 @@ class Budget:
     seed: int = 0
     precision: str = "fp32"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        limited(self.seconds)
 
 
 def common(learners: Iterable[str]) -> list[str]:
@@ -128,7 +133,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
     one.check()
     curve: list[tuple[float, int, Result]] = []
     params, last = _trained(one, budget, curve)
-    engine = Vectorised(one.judge(one.recipe.evaluate.cells[0]))
+    engine = one.engine(one.judge(one.recipe.evaluate.cells[0]), steps=0)
     text = written(recipes.starting(learner, data))
     episode = _episode(one)
     share = max(1.0, budget.seconds / 2 / (len(SIZES) + len(LENGTHS)))
@@ -143,6 +148,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
         "answer_ms": answer_ms,
         "state_bytes": size,
         "peak_bytes": origin.peak_bytes(),
+        "precision": engine.precision,
         "growth": growth(engine, params, episode, one.targets, seconds=share),
     }
 
@@ -305,13 +311,11 @@ def run(
         one.check()
     entries: dict[str, dict[str, Any]] = {}
     for number, (name, one) in enumerate(jobs.items()):
-        file = folder / f"{data}-{name}.json"
-        wanted = json.loads(json.dumps(one.recipe.plain()))
-        kept = json.loads(file.read_text()) if file.is_file() else {}
-        if kept.get("settings") != wanted:
-            made = apart(f"{name} on {data}", entry, name, data, budget, data_dir)
-            kept = {"settings": wanted, **json.loads(json.dumps(made))}
-            write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
+        kept = kept_entry(
+            folder / f"{data}-{name}.json",
+            one.recipe.plain(),
+            partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir),
+        )
         entries[name] = kept
         if progress:
             result = kept["curve"][-1][2]
@@ -325,6 +329,7 @@ def run(
             "seconds": budget.seconds * len(names),
             "meta_iterations": sum(e["meta_iterations"] for e in entries.values()),
             "peak_bytes": max(e["peak_bytes"] or 0 for e in entries.values()),
+            "commits": commits(list(entries.values())),
         },
         cells=_figures(entries, data, budget) + _timings(entries, budget),
     )
@@ -376,7 +381,7 @@ def _timings(entries: dict[str, dict[str, Any]], budget: Budget) -> list[dict[st
                     {
                         "work": f"{first}: {work}, {size}{length}",
                         "rival": other,
-                        "precision": budget.precision,
+                        "precision": entries[first]["precision"],
                         "ours_ms": ours[key],
                         "rival_ms": rivals[key],
                         "ratio": ratio,

@@ -76,6 +76,11 @@ def select(episodes: Episode, index: int | slice | Tensor) -> Episode:
     return Episode(*(Examples(*(field[index] for field in half)) for half in episodes))
 
 
+def moved(episodes: Episode, device: torch.device) -> Episode:
+    """The same on a device."""
+    return Episode(*(Examples(*(field.to(device) for field in half)) for half in episodes))
+
+
 def pooled(episode: Episode) -> Examples:
     """Support and queries of one episode as one set."""
     both = zip(episode.support, episode.query, strict=True)

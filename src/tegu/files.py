@@ -19,6 +19,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     if path.parent.is_file():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a device, which none replaces
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = hidden(path)
     try:

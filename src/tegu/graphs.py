@@ -195,6 +195,8 @@ def discretised(table: Any, usual: Any = None, *, bins: int = 3) -> Tensor:
         if len(found) > CATEGORIES:
             shares = [math.comb(bins - 1, i) / 2 ** (bins - 1) for i in range(bins - 1)]
             cuts = column[chosen].quantile(torch.tensor(shares, dtype=torch.float64).cumsum(0))
+            # Where most rows are at the largest value, all below it are the other category.
+            cuts = cuts.unique().clamp(max=found[-2])
             _, place = torch.bucketize(column.contiguous(), cuts).unique(return_inverse=True)
         if not int(place.max()):
             raise InputError(

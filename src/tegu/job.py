@@ -141,7 +141,8 @@ class Job:
 
     def _load(self, split: str) -> ClassDataset:
         found = self.recipe.data.load(split, self.data_dir)
-        return found.to(self.recipe.engine.device)
+        # With its number, since a thread that reads ahead has a current device of its own.
+        return found.to(torch.zeros(1, device=self.recipe.engine.device).device)
 
     def tasks(
         self,

@@ -7,18 +7,17 @@ stopped goes on with the entries that are missing.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tegu import keys, origin, recipes, report
-from tegu.engine.checkpoint import write_atomically
+from tegu import entries, keys, origin, recipes, report
 from tegu.engine.vectorise import Vectorised, tensors_of
 from tegu.errors import unknown
 from tegu.job import Job
@@ -69,6 +68,9 @@ class Budget:
     precision: str = "fp32"
     threads: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        entries.limited(self.seconds)
 
 
 def contenders() -> list[str]:
@@ -133,7 +135,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
     cells = []
     for cell, result in one.evaluate(params):
         chosen = one.judge(cell)
-        adapt_ms, state_bytes = _task(one, cell, Vectorised(chosen), params)
+        adapt_ms, state_bytes = _task(one, cell, one.engine(chosen, steps=0), params)
         protocol: dict[str, Any] = {
             "data": data,
             "n_way": cell.n_way,
@@ -201,14 +203,14 @@ def run(
     jobs = [job(learner, data, budget, data_dir) for learner, data in pairs]
     for one in jobs:
         one.check()
-    cells, totals = [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
+    cells, made, totals = [], [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
     for number, ((learner, data), one) in enumerate(zip(pairs, jobs, strict=True)):
-        file = folder / f"{data}-{learner}.json"
-        wanted = json.loads(json.dumps(one.recipe.plain()))  # the budget is part of it
-        kept = json.loads(file.read_text()) if file.is_file() else {}
-        if kept.get("recipe") != wanted:
-            kept = {"recipe": wanted, **_apart(learner, data, budget, data_dir)}
-            write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
+        kept = entries.entry(
+            folder / f"{data}-{learner}.json",
+            one.recipe.plain(),  # the budget is part of it
+            partial(_apart, learner, data, budget, data_dir),
+        )
+        made.append(kept)
         cells += kept["cells"]
         totals["seconds"] += kept["training"]["seconds"]
         totals["meta_iterations"] += kept["training"]["meta_iterations"]
@@ -217,5 +219,9 @@ def run(
             best = max(kept["cells"], key=lambda cell: float(cell["value"]))
             progress(number + 1, len(pairs), f"{learner} on {data}: {best['value']:.1%}")
     return report.result_document(
-        name="leaderboard", command=command, seed=budget.seed, training=totals, cells=cells
+        name="leaderboard",
+        command=command,
+        seed=budget.seed,
+        training={**totals, "commits": entries.commits(made)},
+        cells=cells,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +210,17 @@ class Adapted:
         return moments(self.outputs(x), self.n_targets)
 
     def predict_proba(self, x: Any) -> Tensor:
-        """Probabilities (Q, classes) in the order of `labels`; rows sum to 1."""
+        """Probabilities (Q, classes) in the order of `labels`; rows sum to 1.
+
+        Raises:
+            InputError: the task is not one of classes.
+        """
+        if not self.labels:
+            raise InputError(
+                f"probabilities from {type(self.learner).__name__} on a task without classes",
+                "a task of classes",
+                "Call predict, or predict_distribution.",
+            )
         return self.outputs(x).softmax(-1)
 
     def save(self, path: str | Path) -> None:
@@ -336,7 +347,12 @@ def meta_train(
     )
     folder = None
     if run is not None:
-        known = {"learner": repr(learner), "tasks": _describe(tasks), "settings": vars(settings)}
+        known = {
+            "learner": re.sub(r" at 0x[0-9a-f]+", "", f"{learner!r} around {learner.model!r}"),
+            "loss": _named(learner.loss),
+            "tasks": _describe(tasks),
+            "settings": vars(settings),
+        }
         folder = Run(Path(run), {**known, "precision": precision})
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
     return MetaLearned(learner, params)
@@ -367,7 +383,7 @@ def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") 
             "Check that x and y come from the same examples.",
         )
     at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    number = torch.tensor([at[label] for label in labels])
+    number = torch.tensor([at[label] for label in labels], device=examples.device)
     return ClassDataset(
         name,
         split,
@@ -395,7 +411,7 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
             f"{len(expected)} tensors of the learner's own names and shapes",
             "Build the learner and its model with the settings they were trained with.",
         )
-    return params
+    return {name: value.to(expected[name].device) for name, value in params.items()}
 
 
 def _limits(learner: Learner) -> tuple[int, int]:
@@ -403,16 +419,22 @@ def _limits(learner: Learner) -> tuple[int, int]:
     return getattr(learner.model, "n_inputs", 0), getattr(learner.model, "reach", 0)
 
 
+def _named(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+
+
 def _describe(tasks: Tasks) -> dict[str, Any]:
-    kinds = (bool, int, float, str)
+    kinds = (bool, int, float, str, tuple)
     facts: dict[str, Any] = {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
+    if isinstance(data := getattr(tasks, "data", None), ClassDataset):
+        facts["data"] = [data.name, data.split, data.n_classes, len(data.examples)]
     # Two functions cannot be compared over two processes, but one and none can.
     return {**facts, "augment": True} if getattr(tasks, "augment", None) else facts
 
 
 def _inputs(x: Any, name: str) -> Tensor:
     try:
-        tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(_packed(np.asarray(x)))
     except (TypeError, ValueError) as failure:
         raise InputTypeError(
             f"{name} is a {type(x).__name__} that is no table of numbers",
@@ -431,6 +453,11 @@ def _inputs(x: Any, name: str) -> Tensor:
             "Clean the data, or drop that row.",
         )
     return tensor
+
+
+def _packed(array: Any) -> Any:
+    """The array in an order that torch takes: it knows no negative strides."""
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 def _labels(y: Any) -> list[Hashable]:

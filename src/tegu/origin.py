@@ -24,7 +24,7 @@ def commit() -> str | None:
     aside = [f":(top,exclude){folder}" for folder in ("benchmarks/results", "docs")]
     changed = _git("status", "--porcelain", "--", ":(top)", *aside)
     head = _git("rev-parse", "HEAD")
-    return f"{head}-dirty" if head and changed else head
+    return f"{head}-dirty" if head and changed != "" else head  # also where git does not say
 
 
 def _git(*arguments: str) -> str | None:
@@ -73,14 +73,22 @@ def hardware() -> dict[str, Any]:
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": memory,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(gpu) if (gpu := used_gpu()) is not None else None,
     }
+
+
+def used_gpu() -> int | None:
+    """The number of the GPU that this process has used most of, None where it has used none."""
+    if not torch.cuda.is_available():
+        return None
+    held = [torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())]
+    return max(range(len(held)), key=held.__getitem__) if any(held) else None
 
 
 def peak_bytes() -> int | None:
     """Most memory that this process has held: of the GPU if it used one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
+    if (gpu := used_gpu()) is not None:
+        return int(torch.cuda.max_memory_allocated(gpu))
     try:
         import resource
     except ImportError:  # Windows

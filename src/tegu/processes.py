@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from tegu.engine.train import Interrupted
 from tegu.errors import InputError
 
 
@@ -14,6 +18,25 @@ def _child(send: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) 
         send.send(("done", function(*arguments)))
     except InputError as error:
         send.send(("refused", (error.given, error.expected, error.todo)))
+    except (Interrupted, KeyboardInterrupt):
+        pass  # the parent was stopped too, and says so
+
+
+@contextmanager
+def _exits_on_sigterm() -> Iterator[None]:
+    """SIGTERM leaves by way of `finally`, as Ctrl-C does, so that no child is left at work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(signum: int, _frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def apart(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -33,7 +56,8 @@ def apart(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     process.start()
     send.close()
     try:
-        kind, outcome = receive.recv()
+        with _exits_on_sigterm():
+            kind, outcome = receive.recv()
     except EOFError:
         process.join()
         raise InputError(
@@ -42,11 +66,13 @@ def apart(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
             "Look at what it printed. Exit code -9 is often a lack of memory: lower the budget, "
             "or leave it out.",
         ) from None
+    except BaseException:
+        process.terminate()  # stopped before its end
+        raise
     finally:
+        process.join(10)
         if process.is_alive():
-            process.join(10)
-        if process.is_alive():
-            process.terminate()
+            process.kill()
     if kind == "refused":
         raise InputError(*outcome)
     return outcome

@@ -169,7 +169,8 @@ def check(document: dict[str, Any]) -> None:
         for key in item["protocol"]:
             if key not in PROTOCOL:
                 raise unknown("protocol key", key, PROTOCOL)
-        values = {k: item[k] for k in ("value", "ci95", "published") if item[k] is not None}
+        values = {k: item[k] for k in ("ci95", "published") if item[k] is not None}
+        values["value"] = item["value"]
         for key, value in values.items():
             check_figure(f"{key} of {where}", value, item["metric"])
 
@@ -360,7 +361,10 @@ def _value(item: dict[str, Any]) -> str:
 def _ratio(item: dict[str, Any]) -> str:
     if item["ratio"] is None:
         return ""
-    return f"{item['ratio']:.2f} ({item['ratio_min']:.2f} to {item['ratio_max']:.2f})"
+    middle = f"{item['ratio']:.2f}"
+    if item["ratio_min"] is None or item["ratio_max"] is None:
+        return middle
+    return f"{middle} ({item['ratio_min']:.2f} to {item['ratio_max']:.2f})"
 
 
 def _number(value: float | None) -> str:

@@ -14,7 +14,14 @@ import torch
 from tegu import pictures as draw
 from tegu import recipes, report
 from tegu.commands.scoring import labelled, picture_cells, picture_fit, score
-from tegu.commands.shared import Outcome, listed, output_of, settings_of, training_of
+from tegu.commands.shared import (
+    Outcome,
+    check_output,
+    listed,
+    output_of,
+    settings_of,
+    training_of,
+)
 from tegu.console import bar, say, training
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.distribute import ALONE, Ranks
@@ -144,9 +151,9 @@ def evaluate_run(
     with ranks.agreement():
         job = Job(recipes.parse(saved["recipe"], overrides), arguments.data_dir, ranks)
         params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
-    # Tasks that are made rather than read are made on the CPU.
-    device = job.recipe.engine.device if job.targets == "classes" else "cpu"
-    params = {k: v.to(device) for k, v in params.items()}
+    params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
+    if ranks.first:
+        check_output(arguments.run / "evaluation.json")
     cells = score(job, params)
     document = report.result_document(
         name=job.recipe.name,
@@ -154,6 +161,7 @@ def evaluate_run(
         seed=job.recipe.train.seed,
         training=saved["training"],
         cells=cells,
+        processes=ranks.world,
     )
     output = arguments.run / "evaluation.json"
     if ranks.first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ def output_of(
 def check_output(path: Path) -> None:
     """Refuses a file that could not be written after hours of training."""
     there = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+    if (
+        (path.exists() and not path.is_file())
+        or not there.is_dir()
+        or not os.access(there, os.W_OK)
+    ):
         raise InputError(
             f"{path} cannot be written",
             "a file in a folder that can be written",
@@ -38,7 +43,8 @@ def check_output(path: Path) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> str:
     """The options that change a result, for its record; paths stay out of it."""
-    words = [f" --set {item}" for item in arguments.set]
+    named = [item for item in arguments.set if not item.startswith("data.path")]
+    words = [f" --set {shlex.quote(item)}" for item in named]
     for name in ("threads", "episodes"):
         if (value := getattr(arguments, name, None)) is not None:
             words.append(f" --{name} {value}")

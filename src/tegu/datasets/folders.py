@@ -9,6 +9,7 @@ What is no image by its name's ending, and what begins with a dot, is passed ove
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import zlib
@@ -254,7 +255,9 @@ def classes_of(folder: Path, division: Division) -> dict[str, list[Class]]:
         parts = {split: _walk(folder / split) if split in divided else [] for split in SPLITS}
         _check_disjoint(folder, parts)
     else:
-        parts = _divided(_walk(folder), division)
+        classes = _walk(folder)
+        _check_side_by_side(folder, classes)
+        parts = _divided(classes, division)
     if not any(parts.values()):
         raise InputError(
             f"{folder} holds no images",
@@ -270,6 +273,24 @@ def classes_of(folder: Path, division: Division) -> dict[str, list[Class]]:
             "Lower least.",
         )
     return kept
+
+
+def _check_side_by_side(folder: Path, classes: list[Class]) -> None:
+    """Refuses the same classes in folders for training and for tests."""
+    below: dict[str, set[str]] = {}
+    for one in classes:
+        top, _, rest = one.name.partition("/")
+        if rest and top in OTHERS:
+            below.setdefault(top, set()).add(rest)
+    for first, second in itertools.combinations(sorted(below), 2):
+        if both := below[first] & below[second]:
+            raise InputError(
+                f"the class '{min(both)}' of {folder} is in {first} and in {second}",
+                "one sub-folder for each class, or meta_train, meta_val and meta_test with "
+                "different classes in each",
+                "Meta-learning is tested on classes that it has not seen: put all images of a "
+                "class into one folder, and tegu divides the classes.",
+            )
 
 
 def _walk(folder: Path) -> list[Class]:
@@ -393,6 +414,8 @@ class ImageRows:
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Threads: Pillow decodes without holding the interpreter's lock."""
+    if workers < 0:
+        raise InputError(f"workers is {workers}", "0 or more", "Leave out workers.")
     return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="tegu-images")
 
 

@@ -25,7 +25,7 @@ from tegu.datasets.classes import ClassDataset, infinite
 from tegu.datasets.rows import KINDS, NpyRows
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError
-from tegu.files import hidden
+from tegu.files import hidden, write_atomic
 
 FORMAT = 1
 LARGEST = 1 << 30  # bytes that the list of classes may have
@@ -110,7 +110,7 @@ def write_packed(
             "about": dict(about or {}),
             "splits": {s: _without_blanks(lists[s]) for s in SPLITS if s in lists},
         }
-        (folder / INDEX).write_text(json.dumps(index))
+        write_atomic(folder / INDEX, json.dumps(index).encode())
     return index
 
 

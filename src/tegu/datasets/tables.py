@@ -183,7 +183,8 @@ class Shape:
     def uniform(self, number: int, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(T, *shape) float32 in [low, high)."""
         drawn = keys.uniform(keys.fold(self.at, number), math.prod(shape), low, high)
-        return drawn.reshape(-1, *shape).float()
+        below = torch.tensor(high, dtype=torch.float32).nextafter(torch.tensor(low))
+        return drawn.reshape(-1, *shape).float().clamp(max=float(below))  # rounding may reach it
 
     def scale(self, number: int, low: float, high: float) -> Tensor:
         """(T, 1, 1) float32, log-uniform from low to high."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.engine.profile import part
 from tegu.engine.vectorise import tensors_of
-from tegu.episodes import Episode, select
+from tegu.episodes import Episode, moved, select
 from tegu.sampling import Tasks
 
 BLOCK = 32  # meta-iterations whose episodes are drawn together, at most
@@ -23,7 +23,14 @@ Drawn = tuple[Episode, Tensor]  # episodes, and a key for each
 
 
 def batches(
-    tasks: Tasks, *, meta_batch: int, seed: int, first: int, last: int, own: slice = ALL
+    tasks: Tasks,
+    *,
+    meta_batch: int,
+    seed: int,
+    first: int,
+    last: int,
+    own: slice = ALL,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[int, Episode, Tensor]]:
     """Iterations first to last - 1, each with its number, episodes and keys.
 
@@ -32,6 +39,8 @@ def batches(
     draws the next block during the work on this one where that work is on another
     device, or where `tasks.waits` says that drawing waits for files: a processor
     that does both would only be shared.
+
+    Episodes are put on `device`, or stay where they are drawn.
     """
     root, each = keys.key(seed, "meta_train"), len(range(meta_batch)[own])
 
@@ -39,6 +48,8 @@ def batches(
         index = torch.arange(block.start * meta_batch, block.stop * meta_batch)
         index = index.reshape(-1, meta_batch)[:, own].flatten()
         episodes = tasks.episodes(index)
+        if device is not None:
+            episodes = moved(episodes, device)
         return episodes, keys.fold(root, index).to(episodes.support.x.device)
 
     block = range(first, min(first + 1, last))  # one iteration says how many fit into a block

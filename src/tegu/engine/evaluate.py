@@ -13,7 +13,7 @@ from torch.func import vmap
 from tegu import keys
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Examples
+from tegu.episodes import Examples, moved
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.losses import accuracy
@@ -103,14 +103,13 @@ def evaluate(
     own_scores: list[Tensor] = []  # of the first learner, for the progress
     # Whole batches go to ranks in turn, so that each has the size, and the bits, it has on one.
     at_once = min(at_once, -(-episodes // ranks.world))
-    began = time.monotonic()
+    began, device = time.monotonic(), next(iter(params.values())).device
     for start in range(ranks.rank * at_once, episodes, ranks.world * at_once):
         if start > at_once and time.monotonic() - began >= seconds:
             episodes, scores = start, scores[:, :start]
             break
         index = torch.arange(start, min(start + at_once, episodes))
-        batch = tasks.episodes(index)
-        device = batch.support.x.device
+        batch = moved(tasks.episodes(index), device)
         at = keys.fold(root, index).to(device)
         states = {
             kind: engines[kind].adapt(params, batch.support, at) for kind in dict.fromkeys(kinds)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from tegu.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 
@@ -29,6 +36,7 @@ class Run:
     recipe: dict[str, Any]
     job: str = ""
     _lines: list[str] = field(default_factory=list)
+    _held: int | None = field(default=None, repr=False)
 
     @property
     def checkpoint(self) -> Path:
@@ -50,6 +58,7 @@ class Run:
             raise InputError(
                 f"{self.folder} is a file", "a folder for the run", "Choose another name."
             )
+        self._lock()
         # What a kill in the middle of a write leaves behind; see write_atomically.
         unfinished = {
             path
@@ -72,6 +81,7 @@ class Run:
         else:
             self._sign(mark)
             write_atomically(file, json.dumps(self.recipe, indent=1).encode())
+            self._lock()
         for path in unfinished:
             path.unlink(missing_ok=True)
         if not (resume and self.checkpoint.exists()):
@@ -81,6 +91,39 @@ class Run:
             if values["iteration"] <= checkpoint.iteration:
                 self._lines.append(json.dumps(values))
         return checkpoint
+
+    def _lock(self) -> None:
+        """Keeps other processes off the folder until `close`, or the end of this one.
+
+        Raises:
+            InputError: another process has it.
+        """
+        if fcntl is None or self._held is not None or not self.folder.is_dir():
+            return
+        with contextlib.suppress(OSError):
+            self._held = os.open(self.folder, os.O_RDONLY)
+        if self._held is None:
+            return
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise InputError(
+                f"another process is at work in {self.folder}",
+                "one process for each run",
+                "Wait for its end, stop it, or choose another folder.",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets other processes into the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def _sign(self, mark: Path) -> None:
         if self.job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import statistics
@@ -209,7 +210,8 @@ class _Sitting:
         Raises:
             InputError: some parameter is not finite.
         """
-        if bad := [k for k, v in self.params.items() if not bool(v.isfinite().all())]:
+        kept = {**self.params, **{f"outer/{k}": v for k, v in self.outer.items()}}
+        if bad := [k for k, v in kept.items() if not bool(v.isfinite().all())]:
             raise shared(
                 InputError(
                     f"'{bad[0]}' holds NaN or infinity after iteration {self.report.iteration}",
@@ -241,6 +243,12 @@ class _Sitting:
         self.kept = time.monotonic()
 
 
+def placed(some: Tensor, tasks: Tasks) -> torch.device:
+    """Where work is done: where the tasks are drawn, unless that is the processor."""
+    drawn = tasks.episodes(torch.arange(1)).support.x.device
+    return drawn if drawn.type != "cpu" else some.device
+
+
 def _sitting(
     engine: Vectorised,
     tasks: Tasks,
@@ -252,7 +260,7 @@ def _sitting(
 ) -> _Sitting:
     """A run at its start, or where its checkpoint left it; on all ranks the same."""
     params = engine.learner.init()
-    device = tasks.episodes(torch.arange(1)).support.x.device
+    device = placed(next(iter(params.values())), tasks)
     params = {k: v.to(device) for k, v in params.items()}
     start = params, engine.outer_state(params)
 
@@ -264,6 +272,13 @@ def _sitting(
             raise InputError(
                 f"{run.checkpoint} belongs to other settings",
                 "a checkpoint of this run",
+                "Choose another folder.",
+            )
+        shapes = [{k: v.shape for k, v in one.items()} for one in (saved.params, start[0])]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"{run.checkpoint} holds other parameters than this learner has",
+                "a checkpoint of the same model",
                 "Choose another folder.",
             )
         spent = float(saved.notes.get("seconds", 0.0))
@@ -312,8 +327,18 @@ def meta_train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
     """
     ranks.check(engine.learner, settings.meta_batch)
-    now = _sitting(engine, tasks, settings, run, resume, progress, ranks)
-    report = now.report
+    with contextlib.ExitStack() as stack:
+        if run:
+            stack.callback(run.close)
+        now = _sitting(engine, tasks, settings, run, resume, progress, ranks)
+        return _trained(engine, tasks, now, validate)
+
+
+def _trained(
+    engine: Vectorised, tasks: Tasks, now: _Sitting, validate: Callable[[Params], float] | None
+) -> tuple[Params, Progress]:
+    """The iterations that are left."""
+    settings, ranks, report = now.settings, now.ranks, now.report
     if now.ended:
         return now.params, report  # resumed at its end, which may be one of time
     if now.run and (commit := origin.commit()) and commit not in report.commits:
@@ -328,6 +353,7 @@ def meta_train(
             first=report.iteration,
             last=settings.meta_iterations,
             own=ranks.part(settings.meta_batch),
+            device=next(iter(now.params.values())).device,
         ):
             done = settings.done(iteration, report.seconds)
             now.params, now.outer, loss = engine.update(

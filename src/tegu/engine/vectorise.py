@@ -182,7 +182,8 @@ class Vectorised:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
         self.learner, self.compile = learner, compile
         self.precision = chosen(precision, next(learner.model.parameters()).device)
-        self.loop, self._settled = vectorise == "loop", vectorise != "auto"
+        self.loop, self._tries = vectorise == "loop", vectorise == "auto"
+        self._settled: set[str] = set()  # what has been found to run
         if at_once < 0:
             raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
         self.checkpoint, self._vectorise, self.at_once = checkpoint, vectorise, at_once
@@ -237,7 +238,14 @@ class Vectorised:
     ) -> State:
         """Learn T tasks: the state that each ends with, stacked."""
         state: State = self._either(
-            self._adapt_vmap, self._adapt_loop, params, support, keys, training, tasks=len(keys)
+            self._adapt_vmap,
+            self._adapt_loop,
+            params,
+            support,
+            keys,
+            training,
+            tasks=len(keys),
+            what="adapt",
         )
         return state
 
@@ -285,7 +293,10 @@ class Vectorised:
 
         with torch.no_grad(), in_precision(self.precision, query.x.device):
             out: Tensor = self._either(
-                lambda: vmap(one)(state, query.x, query.mask), looped, tasks=len(query.mask)
+                lambda: vmap(one)(state, query.x, query.mask),
+                looped,
+                tasks=len(query.mask),
+                what="predict",
             )
         return out
 
@@ -331,7 +342,9 @@ class Vectorised:
             # profile, all of it is the inner loop.
             todo = now, outer, episodes, keys, rate
             with part("inner loop"):
-                moved = self._either(self._fast_update, self._looped_update, *todo, tasks=len(keys))
+                moved = self._either(
+                    self._fast_update, self._looped_update, *todo, tasks=len(keys), what="update"
+                )
         else:
             with part("inner loop"):
                 found = self._outer(now, episodes, keys)
@@ -412,7 +425,13 @@ class Vectorised:
                 self._checkpointed(params, one, at)
                 if self.checkpoint
                 else self._either(
-                    self._fast_gradient, self._looped_gradient, params, one, at, tasks=len(at)
+                    self._fast_gradient,
+                    self._looped_gradient,
+                    params,
+                    one,
+                    at,
+                    tasks=len(at),
+                    what="gradient",
                 )
             )
             if share < 1:
@@ -523,14 +542,21 @@ class Vectorised:
         return grads, tuple(moved)
 
     def _either(
-        self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any, tasks: int
+        self,
+        fast: Callable[..., Any],
+        slow: Callable[..., Any],
+        *args: Any,
+        tasks: int,
+        what: str,
     ) -> Any:
+        """The fast way where it runs; where it never has, the slow one is there to fall back on."""
         alone = tasks == 1 and not self.compile  # has no use for vmap
-        run = slow if self.loop or alone else fast
         try:
-            if run is slow or self._settled:
-                return run(*args)
-            return self._tried(fast, slow, *args)
+            if self.loop or alone:
+                return slow(*args)
+            if what in self._settled or not self._tries:
+                return fast(*args)
+            out = self._tried(fast, slow, *args)
         except RuntimeError as failure:
             if not _lacks_memory(failure):
                 raise
@@ -539,24 +565,24 @@ class Vectorised:
                 "fewer, or a smaller model",
                 "Lower engine.at_once in training, evaluate.at_once in evaluation.",
             ) from failure
+        self._settled.add(what)
+        return out
 
     def _tried(self, fast: Callable[..., Any], slow: Callable[..., Any], *args: Any) -> Any:
         """The fast way, and where it fails the slow one from then on."""
         try:
-            out = fast(*args)
+            return fast(*args)
         except RuntimeError as failure:
             if _lacks_memory(failure):
                 raise
             out = slow(*args)  # where this fails too, its error is the user's to see
             self.loop = True
             reason = str(failure).strip().splitlines()[0]
+            cannot = "it cannot be compiled" if self.compile else "vmap cannot run this model"
             warnings.warn(
-                f"tasks run one by one, since vmap cannot run this model: {reason}",
-                RuntimeWarning,
-                stacklevel=4,
+                f"tasks run one by one, since {cannot}: {reason}", RuntimeWarning, stacklevel=4
             )
-        self._settled = True
-        return out
+            return out
 
 
 def _lacks_memory(failure: RuntimeError) -> bool:

@@ -39,6 +39,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def literal(text: str) -> str:
+    """Text in which a dollar sign is one, and opens no formula."""
+    return text.replace("$", r"\$")
+
+
 @contextmanager
 def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     """An empty figure of `size` inches with the house's style, written at the end."""
@@ -48,7 +53,7 @@ def picture(path: Path, title: str, size: tuple[float, float]) -> Iterator[Any]:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.09)  # type: ignore[union-attr, call-arg]
-        wrapped = textwrap.fill(title, int(size[0] * 10), break_on_hyphens=False)
+        wrapped = textwrap.fill(literal(title), int(size[0] * 10), break_on_hyphens=False)
         figure.suptitle(wrapped, x=0.12 / size[0], ha="left", fontsize=12, fontweight="bold")
         yield figure
         buffer = io.BytesIO()

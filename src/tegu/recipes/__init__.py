@@ -116,6 +116,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.workers": (0, 1024),
     "data.hold": (0, 1 << 20),
     "data.least": (1, math.inf),
+    "data.world": (0, 1 << 62),
+    "data.n_features": (1, 1 << 16),
     "model.width": (1, 1 << 16),
     "model.widths": (1, 1 << 16),
     "model.depth": (10, 1000),
@@ -136,25 +138,25 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.frequencies": (0, 64),
     "train.meta_iterations": (1, math.inf),
     "train.seconds": (0, math.inf),
-    "train.meta_batch": (1, math.inf),
+    "train.meta_batch": (1, 1 << 20),
     "train.outer_lr": (0, math.inf),
     "train.outer_lr_final": (0, math.inf),
-    "train.n_way": (2, math.inf),
-    "train.n_shot": (1, math.inf),
-    "train.n_query": (0, math.inf),
-    "train.batch": (1, math.inf),
+    "train.n_way": (2, 1 << 20),
+    "train.n_shot": (1, 1 << 20),
+    "train.n_query": (0, 1 << 20),
+    "train.batch": (1, 1 << 20),
     "train.seed": (-(1 << 62), 1 << 62),
     "train.validate_every": (0, math.inf),
     "train.validate_episodes": (2, math.inf),
     "train.checkpoint_seconds": (0, math.inf),
     "engine.threads": (0, 1024),
     "engine.at_once": (0, math.inf),
-    "evaluate.episodes": (2, math.inf),
-    "evaluate.at_once": (1, math.inf),
-    "evaluate.cells.n_way": (0, math.inf),
-    "evaluate.cells.n_shot": (1, math.inf),
-    "evaluate.cells.n_query": (1, math.inf),
-    "evaluate.cells.eval_batch": (0, math.inf),
+    "evaluate.episodes": (2, 10**9),
+    "evaluate.at_once": (1, 1 << 20),
+    "evaluate.cells.n_way": (0, 1 << 20),
+    "evaluate.cells.n_shot": (1, 1 << 20),
+    "evaluate.cells.n_query": (1, 1 << 20),
+    "evaluate.cells.eval_batch": (0, 1 << 20),
 }
 
 # What a learner gets from the other sections.
@@ -234,7 +236,7 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     if not cells:
         own = any(f.name == "n_way" for f in fields(cls))  # else its network has as many outputs
         ways = str(changed.get("train.n_way", 5))  # who trains on fewer may have no more classes
-        own = own and not (ways.isdigit() and int(ways) < 5)
+        own = own and not (ways.isdecimal() and int(ways) < 5)
         n_way, n_query = 5 if own else 0, 15 if cls.transductive else 1
         modes = (mode, "support") if mode == "transductive" else (mode,)
         cells = [
@@ -365,18 +367,20 @@ def _typed(key: str, value: Any, kind: str) -> Any:
         "float": "a number",
         "bool": "true or false",
         "str": "a word",
+        "tuple[str, ...]": "a list of words",
     }.get(kind, "a list of whole numbers")
     wrong = InputTypeError(f"{key} is {value!r}", wanted, "Write it as such.")
     given = value
     if isinstance(value, str) and kind != "str":
         try:
             value = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # TOMLDecodeError, or a number of too many digits
             raise wrong from None
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)) or not all(type(v) is int for v in value):
+        of = str if "str" in kind else int
+        if not isinstance(value, (list, tuple)) or not all(type(v) is of for v in value):
             raise wrong
         return tuple(value)
     if type(value).__name__ != kind:
