@@ -895,7 +895,7 @@ CASES = {
         ),
         "meta_iterations is 0",
         "at least 1",
-        "Raise meta_iterations",
+        "Change meta_iterations",
     ),
     "another learner's file": Case(
         lambda place: tegu.MetaLearned.load("run/checkpoint.safetensors", learned().learner),

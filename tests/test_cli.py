@@ -143,7 +143,7 @@ def test_a_slow_precision_is_told(
 ) -> None:
     monkeypatch.setattr("tegu.commands.runs.half_pays", lambda device: pays)
     assert main(["train", *SINUSOIDS, "--run", "waves", "--precision", "bf16"]) == 0
-    assert ("--precision auto takes the faster" in capsys.readouterr().err) != pays
+    assert ("engine.precision=auto takes the faster" in capsys.readouterr().err) != pays
 
 
 def test_a_recipe_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:

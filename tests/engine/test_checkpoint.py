@@ -169,7 +169,7 @@ def test_a_file_too_large(
     refused(path, r"has [\d,]+ bytes; expected at most 100 bytes")
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace", "fdopen"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_disk_without_room_leaves_the_old_file(
     some: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
