@@ -313,6 +313,30 @@ CASES = {
     "an empty layer of four": Case(
         f"{SETTING}model.widths=[4,4,0,4]", "model.widths is [4,4,0,4]", "at least 1", "Change wi"
     ),
+    "a device as result": Case(
+        "reproduce reptile-glyphs --output /dev/null",
+        "/dev/null cannot be written",
+        "a file in a folder",
+        "Choose another --output",
+    ),
+    "a number of many digits": Case(
+        f"{SETTING}train.outer_lr=1" + 400 * "0", "train.outer_lr is 1000", "a finite number", "W"
+    ),
+    "ways beyond counting": Case(
+        f"{SETTING}train.n_way=1000000000", "train.n_way is 1000000000", "at most 1048576", "Chan"
+    ),
+    "a list of numbers for words": Case(
+        "train pfn-tables --run new --set data.families=[1]",
+        "data.families is '[1]'",
+        "a list of words",
+        "Write it as such",
+    ),
+    "a name too long for a file": Case(
+        f"causal {300 * 'x'}.csv", "File name too long", "files and folders", "Check the path"
+    ),
+    "a seed of many digits": Case(
+        f"causal x.csv --seed {10**20}", "is beyond 62 bits", "arguments as in the help", "See"
+    ),
     "attention without heads": Case(
         "train --learner cnp --data gp --set model.heads=0",
         "model.heads is 0",

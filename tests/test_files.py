@@ -49,6 +49,16 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_device_is_not_replaced_and_a_link_is_followed(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        write_atomic(Path(os.devnull), b"x")
+    assert not Path(os.devnull).is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_atomic(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("mine")
     for path in (tmp_path / "f" / "c", tmp_path / "f" / "c" / "d"):

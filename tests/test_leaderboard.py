@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tegu import leaderboard
+from tegu import leaderboard, origin
 from tegu.errors import InputError
 from tegu.leaderboard import BOARDS, Board, Budget, contenders, entry, job, run
 from tegu.learners import LEARNERS
@@ -114,6 +114,29 @@ def test_an_entry_of_other_settings_is_run_again(
     monkeypatch.setattr(LEARNERS["protonet"], "start", other)
     run(["protonet"], ["glyphs"], SHORT, tmp_path)
     assert here == ["protonet", "protonet"]
+
+
+def test_an_entry_of_another_machine_is_run_again(
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(["protonet"], ["glyphs"], SHORT, tmp_path)
+    assert first["training"]["commits"] == [first["commit"]]
+    machine = origin.hardware()
+    monkeypatch.setattr(origin, "hardware", lambda: {**machine, "cpu": "another"})
+    run(["protonet"], ["glyphs"], SHORT, tmp_path)
+    assert here == ["protonet", "protonet"]
+    monkeypatch.setattr(origin, "commit", lambda: "0123")
+    assert run(["protonet"], ["glyphs"], SHORT, tmp_path)["training"]["commits"] != ["0123"]
+    for text in ("{", "[]", ""):
+        (tmp_path / "glyphs-protonet.json").write_text(text)
+        run(["protonet"], ["glyphs"], SHORT, tmp_path)
+    assert len(here) == 5
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_ends(seconds: float) -> None:
+    with pytest.raises(InputError, match=r"a budget of .* seconds; expected a number"):
+        Budget(seconds=seconds)
 
 
 def test_nothing_runs_where_something_cannot(here: list[str], tmp_path: Path) -> None:

@@ -234,8 +234,28 @@ def test_a_run_can_be_resumed_and_loaded(toy_data: tegu.ClassDataset, tmp_path: 
     loaded = tegu.MetaLearned.load(tmp_path / "run" / "checkpoint.safetensors", learner())
     torch.testing.assert_close(loaded.params, whole.params, rtol=0, atol=0)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").iteration == 40
-    with pytest.raises(InputError, match=r"other settings \(learner differ\)"):
-        tegu.meta_train(learner(inner_lr=0.1), tasks, resume=True, **settings)
+    tanh = tegu.models.Mlp(6, 3, hidden=(8,), activation="tanh")
+    for other in (learner(inner_lr=0.1), replace(learner(), model=tanh)):
+        with pytest.raises(InputError, match=r"other settings \(learner differ\)"):
+            tegu.meta_train(other, tasks, resume=True, **settings)
+    few = toy_data.where(lambda name: name != "a")
+    with pytest.raises(InputError, match=r"other settings \(tasks differ\)"):
+        tegu.meta_train(learner(), tegu.FewShotTasks(few, 3, 2, 0), resume=True, **settings)
+
+
+def test_arrays_that_are_mirrored(learned: tegu.MetaLearned) -> None:
+    """A view with a negative stride, which torch takes none of."""
+    x = np.random.default_rng(0).normal(size=(4, 6))
+    task = learned.adapt(x[:, ::-1], "abab")
+    assert task.predict(x[:, ::-1]) == task.predict(x[:, ::-1].copy())
+
+
+def test_probabilities_are_of_classes() -> None:
+    model = tegu.models.Mlp(1, 1, hidden=(4,))
+    waves = tegu.Reptile(model=model, loss=tegu.losses.squared_error, eval_steps=1)
+    task = tegu.MetaLearned(waves, waves.init()).adapt([[0.0]], [[1.0]])
+    with pytest.raises(InputError, match="probabilities from Reptile on a task without classes"):
+        task.predict_proba([[0.0]])
 
 
 def test_examples_and_queries_may_be_of_any_number(

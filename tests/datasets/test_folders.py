@@ -155,6 +155,11 @@ def beside(folder: Path) -> None:
             r"is divided into test and train; .*different classes.*put all classes side by side",
         ),
         (
+            {"train/a": 2, "test/a": 2, "notes/b": 2},
+            nothing,
+            r"the class 'a' of .*p is in test and in train; .*put all images of a class into one",
+        ),
+        (
             {"meta_train/a": 2, "meta_test/a": 2},
             nothing,
             r"the class 'a' of .*p is in meta_train and in meta_test; expected different classes",

@@ -26,10 +26,10 @@ from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.run import Run, read_metrics
 from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode
+from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners import FineTune, Reptile
+from tegu.learners import FineTune, Maml, Reptile
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
@@ -358,6 +358,40 @@ def test_metrics_of_lost_iterations_are_dropped(tasks: FewShotTasks, tmp_path: P
     assert [line["iteration"] for line in lines] == [2, 4, 5]
     assert lines[0].keys() == {"iteration", "loss", "validation", "seconds"}
     assert lines[1]["validation"] == 0.5
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    """A lock of the system's, which ends with the process that has it."""
+    first, second = Run(tmp_path / "run", RECIPE), Run(tmp_path / "run", RECIPE)
+    first.open(resume=False)
+    with pytest.raises(InputError, match=r"another process is at work in .*run; .*Wait for"):
+        second.open(resume=True)
+    first.close()
+    second.open(resume=True)
+    second.close()
+
+
+def test_a_checkpoint_never_holds_an_infinite_optimiser(
+    tasks: FewShotTasks, tmp_path: Path
+) -> None:
+    """A gradient whose square is no number would hold its weight for ever."""
+    run = Run(tmp_path, RECIPE)
+    maml = Maml(model=Mlp(6, 3, hidden=(4,)), loss=steep, inner_lr=1e-30)
+    settings = Settings(3, 2, outer_lr=1e-3, checkpoint_seconds=0.0)
+    with pytest.raises(InputError, match=r"'outer/v/.*' holds NaN or infinity after iteration 1"):
+        meta_train(Vectorised(maml), replace(tasks, n_query=1), settings, run=run)
+    assert not run.checkpoint.exists()
+
+
+def steep(outputs: Tensor, target: Examples) -> Tensor:
+    return 1e25 * outputs.mean()
+
+
+def test_a_checkpoint_of_another_model_is_not_taken(tasks: FewShotTasks, tmp_path: Path) -> None:
+    meta_train(engine(), tasks, Settings(2, 1), run=Run(tmp_path, RECIPE))
+    wider = Vectorised(Reptile(model=Mlp(6, 3, hidden=(9,))))
+    with pytest.raises(InputError, match="holds other parameters than this learner has"):
+        meta_train(wider, tasks, Settings(3, 1), run=Run(tmp_path, RECIPE), resume=True)
 
 
 def test_losses_that_are_no_numbers(tasks: FewShotTasks, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tegu.pictures.style import COLOURS, FAINT, picture
+from tegu.pictures.style import COLOURS, FAINT, literal, picture
 
 
 def belief_paths(
@@ -32,6 +32,7 @@ def belief_paths(
         each: so many of the unit to a step.
         others: by the name of a group, beliefs of its counterpart, in its colour and dashed.
     """
+    label = literal(label)
     with picture(path, title, (7.5, 4.2 if len(paths) == 1 else 4.8)) as figure:
         axes = figure.subplots()
         axes.axhline(0.5, color=FAINT, linewidth=1.0)

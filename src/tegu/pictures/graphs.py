@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.pictures.style import COLOURS, FAINT, INK, picture
+from tegu.pictures.style import COLOURS, FAINT, INK, literal, picture
 
 
 def recovery(
@@ -50,7 +50,7 @@ def belief_graph(names: Sequence[str], belief: Tensor, path: Path, *, title: str
         path: of the picture.
         title: what it shows.
     """
-    k = len(names)
+    names, k = [literal(name) for name in names], len(names)
     with picture(path, title, (10, 4.6)) as figure:
         left, right = figure.subplots(1, 2)
         angle = torch.arange(k) * 2 * torch.pi / k + torch.pi / 2
