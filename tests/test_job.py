@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, Mlp, ResNet12, WideResNet
 from tegu.recipes import Cell, parse, starting
 from tegu.sampling import ClassBatches, FewShotTasks
+from tegu.sources import SOURCES
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -488,6 +490,44 @@ def test_every_learner_has_settings_to_start_from(name: str, data: str) -> None:
         assert modes == {"support"} or modes >= {one.learner.normalisation}
     if LEARNERS[name].transductive:
         assert {cell.n_query for cell in one.recipe.evaluate.cells} == {15}
+
+
+MADE = [name for name, source in SOURCES.items() if not source.downloads]
+SMALL = {
+    "width": 8,
+    "heads": 2,
+    "layers": 1,
+    "hidden": 8,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "embedding_layers": 1,
+    "feedforward": 8,
+    "decoder": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [(n, d) for n, cls in LEARNERS.items() for d in MADE if SOURCES[d].targets in cls.targets],
+)
+def test_every_learner_trains_on_every_data_set_whose_tasks_it_learns(name: str, data: str) -> None:
+    """One meta-iteration from the usual settings, of a small network."""
+    settings: dict[str, Any] = {"train.meta_iterations": 1, "train.validate_every": 0}
+    if SOURCES[data].targets == "classes" and not LEARNERS[name].network:
+        settings |= {"model.name": "mlp", "model.hidden": [8], "train.n_way": 6}
+    model = starting(name, data, settings).model
+    for key, value in SMALL.items():
+        if isinstance(getattr(model, key, None), int):
+            settings[f"model.{key}"] = value
+    if getattr(model, "latent", 0):
+        settings["model.latent"] = 8
+    if not LEARNERS[name].pretrains:
+        settings["train.meta_batch"] = 2
+    one = Job(starting(name, data, settings))
+    one.check()
+    _, last = one.train(None)
+    assert last.iteration == 1
+    assert math.isfinite(last.loss)
 
 
 def test_a_figure_without_transduction_beside_one_with() -> None:

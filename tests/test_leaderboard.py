@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tegu import leaderboard, origin
+from tegu.cli import main
 from tegu.errors import InputError
 from tegu.leaderboard import BOARDS, Board, Budget, contenders, entry, job, run
 from tegu.learners import LEARNERS
@@ -137,6 +138,26 @@ def test_an_entry_of_another_machine_is_run_again(
 def test_a_budget_ends(seconds: float) -> None:
     with pytest.raises(InputError, match=r"a budget of .* seconds; expected a number"):
         Budget(seconds=seconds)
+
+
+def test_the_command(
+    here: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = "--data glyphs --learner protonet --learner maml --seconds 0.01 --episodes 2 --run r"
+    assert main(["leaderboard", *words.split(), "--json"]) == 0
+    assert here == ["protonet", "maml"]
+    document = json.loads(capsys.readouterr().out)
+    assert json.loads(Path("r/leaderboard.json").read_text()) == document
+    told = "tegu leaderboard --learner protonet --learner maml --data glyphs --seconds 0.01"
+    assert document["command"].startswith(told)
+    pictures = ["glyphs-1-shot.png", "glyphs-2-shot.png"]
+    assert sorted(path.name for path in Path("r").glob("*.png")) == pictures
+    assert main(["leaderboard", "--data", "glyphs", "--seconds", "0"]) == 2
+    assert "a budget of 0 seconds" in capsys.readouterr().err
 
 
 def test_nothing_runs_where_something_cannot(here: list[str], tmp_path: Path) -> None:

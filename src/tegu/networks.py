@@ -248,6 +248,7 @@ class StudyTransformerNetwork(Network):
 
     name: ClassVar[str] = "study-transformer"
     takes: ClassVar[tuple[str, ...]] = ("tokens",)
+    reads_sets: ClassVar[bool] = True
 
     width: int = 128
     heads: int = 8

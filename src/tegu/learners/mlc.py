@@ -49,10 +49,8 @@ class Mlc(Learner):
 
     name: ClassVar[str] = "mlc"
     targets: ClassVar[tuple[str, ...]] = ("sequences",)
-    start: ClassVar[Mapping[str, Any]] = {
-        "train.outer_lr": 0.001,
-        "model.name": "study-transformer",
-    }
+    network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
+    start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
 
     loss: Loss = field(default=token_cross_entropy, repr=False)
     dropout: float = 0.1

@@ -229,7 +229,8 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     }
     for key, value in settings.items():
         section, _, name = key.partition(".")
-        raw.setdefault(section, {})[name] = value
+        if section != "data" or name in {f.name for f in fields(source)}:
+            raw.setdefault(section, {})[name] = value
     changed = overrides or {}
     mode = changed.get("learner.normalisation", raw["learner"].get("normalisation", "support"))
     cells: list[dict[str, Any]] = [dict(cell) for cell in source.cells]

@@ -31,7 +31,7 @@ class Grammars(Source):
 
     name: ClassVar[str] = "grammars"
     targets: ClassVar[str] = "sequences"
-    network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
+    network: ClassVar[Mapping[str, Any]] = {"name": "seq2seq"}
     start: ClassVar[Mapping[str, Any]] = {
         "train.meta_batch": 16,
         "train.n_shot": 14,

@@ -27,7 +27,7 @@ class ScanStudy(Source):
 
     name: ClassVar[str] = "scan-study"
     targets: ClassVar[str] = "sequences"
-    network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
+    network: ClassVar[Mapping[str, Any]] = {"name": "seq2seq"}
     start: ClassVar[Mapping[str, Any]] = {
         "train.n_shot": 10,
         "train.n_query": 8,
