@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +13,10 @@ from torch.func import vmap
 from tegu import keys
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Examples, moved
+from tegu.episodes import Episode, Examples, moved
 from tegu.errors import InputError
 from tegu.inner import Params
+from tegu.learners.learner import Learner, State
 from tegu.losses import accuracy
 from tegu.models.norm import layers
 from tegu.sampling import Tasks
@@ -92,12 +93,7 @@ def evaluate(
         )
     own = engine.learner
     learners = [replace(own, normalisation=name) for name in normalisations] or [own]
-    # Tasks are learnt under running statistics where, and only where, queries are answered so.
-    kinds = [learner.normalisation == "running" for learner in learners]
-    engines = {own.normalisation == "running": engine}
-    for learner, kind in zip(learners, kinds, strict=True):
-        if kind not in engines:
-            engines[kind] = engine.of(learner)
+    engines = _engines(engine, learners)
     root = keys.key(seed, "evaluate", tasks.split)
     scores = torch.zeros(len(learners), episodes, dtype=torch.float64)
     own_scores: list[Tensor] = []  # of the first learner, for the progress
@@ -111,27 +107,52 @@ def evaluate(
         index = torch.arange(start, min(start + at_once, episodes))
         batch = moved(tasks.episodes(index), device)
         at = keys.fold(root, index).to(device)
-        states = {
-            kind: engines[kind].adapt(params, batch.support, at) for kind in dict.fromkeys(kinds)
-        }
-        for learner, kind, kept in zip(learners, kinds, scores, strict=True):
-            outputs = engine.predict(params, states[kind], batch.query, learner=learner)
-            if batch.query.x.is_floating_point():
-                outputs = outputs.to(batch.query.x.dtype)
-            kept[index] = vmap(score)(outputs, batch.query).double().cpu()
+        scores[:, index] = _scores(engines, learners, params, batch, at, score)
         if progress and ranks.first:
             own_scores.append(scores[0, index])
             progress(int(index[-1]) + 1, float(torch.cat(own_scores).mean()))
-    results = []
-    for learner, all_scores in zip(learners, ranks.summed(scores), strict=True):
-        results.append(
-            Result(
-                metric=metric,
-                value=float(all_scores.mean()),
-                ci95=1.96 * float(all_scores.std()) / episodes**0.5,
-                episodes=episodes,
-                split=tasks.split,
-                normalisation=learner.normalisation if layers(learner.model) else "none",
-            )
+    return [
+        Result(
+            metric=metric,
+            value=float(each.mean()),
+            ci95=1.96 * float(each.std()) / episodes**0.5,
+            episodes=episodes,
+            split=tasks.split,
+            normalisation=learner.normalisation if layers(learner.model) else "none",
         )
-    return results
+        for learner, each in zip(learners, ranks.summed(scores), strict=True)
+    ]
+
+
+def _engines(engine: Vectorised, learners: Sequence[Learner]) -> dict[bool, Vectorised]:
+    """What learns the tasks for these learners, by whether it does so under running statistics.
+
+    Tasks are learnt under them where, and only where, queries are answered so.
+    """
+    engines = {engine.learner.normalisation == "running": engine}
+    for learner in learners:
+        if (kind := learner.normalisation == "running") not in engines:
+            engines[kind] = engine.of(learner)
+    return engines
+
+
+def _scores(
+    engines: dict[bool, Vectorised],
+    learners: Sequence[Learner],
+    params: Params,
+    batch: Episode,
+    at: Tensor,
+    score: Score,
+) -> Tensor:
+    """A score for each learner and task of a batch, (learners, T); each task is learnt once."""
+    states: dict[bool, State] = {}
+    found = []
+    for learner in learners:
+        kind = learner.normalisation == "running"
+        if kind not in states:
+            states[kind] = engines[kind].adapt(params, batch.support, at)
+        outputs = engines[kind].predict(params, states[kind], batch.query, learner=learner)
+        if batch.query.x.is_floating_point():
+            outputs = outputs.to(batch.query.x.dtype)
+        found.append(vmap(score)(outputs, batch.query).double().cpu())
+    return torch.stack(found)
