@@ -1,4 +1,4 @@
-"""The first command that people try: what meta-learning adds, in two minutes."""
+"""The first command that people try: what meta-learning adds, in three minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from tegu.commands.scoring import picture_episode, protocol_of, score_cell
 from tegu.commands.shared import Outcome, check_output, listed, settings_of, training_of
 from tegu.engine.evaluate import Result
 from tegu.errors import InputError
+from tegu.inner import Params
 from tegu.job import Job
+
+LABELS = {
+    "scratch": "trained from scratch on the support set",
+    "before": "Reptile before meta-training",
+    "after": "Reptile after meta-training",
+}
 
 
 def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
@@ -35,35 +42,11 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     folder = arguments.run = arguments.run or _new_folder(Path("runs") / "quickstart")
     params, last, pictures = trained(job, folder, resume=arguments.resume)
     cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
-    learner: Any = job.learner
-    fresh = learner.init()
-    # From scratch: the same network and images, a common Adam, and time to converge.
-    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=3 * learner.eval_steps)
-    rows: dict[str, Result] = {}
-    for name, chosen, start in (
-        ("scratch", scratch, {k: v for k, v in fresh.items() if "/" not in k}),
-        ("before", learner, fresh),
-        ("after", learner, params),
-    ):
-        rows[name] = score_cell(job, cell, chosen, start, title=f"evaluate {name}")
+    rows = _scored(job, params)
+    pictures = [*_drawn(job, params, rows, folder), *pictures]
     after, protocol = rows["after"], protocol_of(job, cell)
-    chance = 1 / way
-    labels = {
-        "scratch": "trained from scratch on the support set",
-        "before": "Reptile before meta-training",
-        "after": "Reptile after meta-training",
-    }
-    bars = [("chance", chance, 0.0)]
-    bars += [(labels[name], row.value, row.ci95) for name, row in rows.items()]
-    gain = 100 * (after.value - rows["scratch"].value)
-    title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
-    picture = folder / "comparison.png"
-    draw.comparison(bars, picture, title=title, highlight=labels["after"])
-    shown = folder / "episode.png"
-    picture_episode(job, cell, params, shown)
-    pictures = [picture, shown, *pictures]
     cells = [
-        report.cell(row, **{**protocol, "learner": labels[name]}) for name, row in rows.items()
+        report.cell(row, **{**protocol, "learner": LABELS[name]}) for name, row in rows.items()
     ]
     output = arguments.output or folder / "quickstart.json"
     report.write_result(
@@ -77,7 +60,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
         ),
     )
     document = {
-        "chance": chance,
+        "chance": 1 / way,
         **{name: row.value for name, row in rows.items()},
         "ci95": after.ci95,
         "intervals": {name: row.ci95 for name, row in rows.items()},
@@ -90,13 +73,44 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
     }
     lines = [
         f"{way}-way {cell.n_shot}-shot on {after.episodes} tasks of unseen characters",
-        f"chance: {chance:.1%}",
+        f"chance: {1 / way:.1%}",
         report.table(cells),
         *listed(pictures),
         f"result: {output}",
         f"next: tegu info {folder}, tegu train --help, tegu recipes",
     ]
     return document, "\n".join(lines)
+
+
+def _scored(job: Job, params: Params) -> dict[str, Result]:
+    """Accuracy of each of `LABELS` on the same tasks."""
+    learner: Any = job.learner
+    fresh = learner.init()
+    # From scratch: the same network and images, a common Adam, and time to converge.
+    scratch = replace(learner, carry=False, beta1=0.9, eval_steps=3 * learner.eval_steps)
+    contestants = {
+        "scratch": (scratch, {k: v for k, v in fresh.items() if "/" not in k}),
+        "before": (learner, fresh),
+        "after": (learner, params),
+    }
+    cell = job.recipe.evaluate.cells[0]
+    return {
+        name: score_cell(job, cell, chosen, start, title=f"evaluate {name}")
+        for name, (chosen, start) in contestants.items()
+    }
+
+
+def _drawn(job: Job, params: Params, rows: dict[str, Result], folder: Path) -> list[Path]:
+    """The accuracies side by side, and one task with the answers to it."""
+    cell, way = job.recipe.evaluate.cells[0], job.recipe.train.n_way
+    bars = [("chance", 1 / way, 0.0)]
+    bars += [(LABELS[name], row.value, row.ci95) for name, row in rows.items()]
+    gain = 100 * (rows["after"].value - rows["scratch"].value)
+    title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
+    pictures = [folder / "comparison.png", folder / "episode.png"]
+    draw.comparison(bars, pictures[0], title=title, highlight=LABELS["after"])
+    picture_episode(job, cell, params, pictures[1])
+    return pictures
 
 
 def _new_folder(wanted: Path) -> Path:

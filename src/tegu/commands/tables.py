@@ -70,6 +70,12 @@ def causal(arguments: argparse.Namespace) -> Outcome:
                     f"Leave --{name} out.",
                 )
         return _causal_graph(table, arguments, output)
+    return _causal_pair(table, arguments, output)
+
+
+def _causal_pair(table: Columns, arguments: argparse.Namespace, output: Path) -> Outcome:
+    """Which of two columns is the cause."""
+    file: Path = arguments.file
     if arguments.baseline is not None:
         raise InputError(
             f"--baseline for {len(table.names)} columns of numbers",
