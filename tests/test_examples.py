@@ -22,7 +22,7 @@ def example(name: str) -> Any:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {"new_task", "own_data"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {"new_task", "own_data", "shared_features"}
 
 
 @pytest.mark.slow
@@ -33,3 +33,8 @@ def test_a_new_task() -> None:
 def test_own_data_and_model() -> None:
     before, after = example("own_data").main()
     assert after > before + 0.08
+
+
+def test_shared_features_in_an_ordinary_job() -> None:
+    found = example("shared_features").main(meta_iterations=200)
+    assert found["shared"] > max(found["numbers"], found["untrained"]) + 0.1
