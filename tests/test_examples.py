@@ -22,7 +22,11 @@ def example(name: str) -> Any:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {"new_task", "own_data", "shared_features"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        "new_task",
+        "own_data",
+        "shared_features",
+    }
 
 
 @pytest.mark.slow
