@@ -126,12 +126,11 @@ def measure(
     def update(engine: Vectorised, start: Params, episodes: Episode, at: Tensor) -> Params:
         """What an outer update changes, by the program that is timed: the step of the learner's
         own rule; or the gradient, to which the first mean of Adam is proportional."""
-        moved, outer, _ = engine.update(
-            start, engine.outer_state(start), episodes, at, outer_lr=rate
-        )
+        outer = engine.outer_state(start)
+        new, outer, _ = engine.update(start, outer, episodes, at, outer_lr=rate)
         if learner.outer_update is None:
             return {k.removeprefix("m/"): m for k, m in outer.items() if k.startswith("m/")}
-        return {name: moved[name] - start[name] for name in start}
+        return {name: new[name] - start[name] for name in start}
 
     exact = update(Vectorised(learner, vectorise="loop"), *_double(params, *drawn[0]))
     found = []
