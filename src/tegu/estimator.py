@@ -22,7 +22,7 @@ from tegu.engine.evaluate import Result
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.learners import Reptile
-from tegu.meta import Adapted, MetaLearned, fitting, grouped, meta_train
+from tegu.meta import Adapted, MetaLearned, described, fitting, grouped, meta_train
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
@@ -176,16 +176,10 @@ class ReptileEstimator:
     def load(cls, path: str | Path) -> ReptileEstimator:
         """Reads a file of `save`."""
         saved = load_checkpoint(Path(path))
-        try:
+        with described(path, "estimator", "ReptileEstimator.save"):
             told = json.loads(saved.recipe)
             one = cls(**told["estimator"])
             learner = one.learner(int(told["width"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as failure:
-            raise InputError(
-                f"{path} holds no estimator",
-                "a file of ReptileEstimator.save",
-                "Read what else tegu saves with MetaLearned.load or Adapted.load.",
-            ) from failure
         one.learned = MetaLearned(learner, fitting(saved.params, learner, where=path))
         return one
 

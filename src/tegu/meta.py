@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,19 +249,26 @@ class Adapted:
     def load(cls, path: str | Path, learner: Learner) -> Adapted:
         """Reads a file of `save`, for a learner built as the one that wrote it."""
         saved = load_checkpoint(Path(path))
-        try:
+        with described(path, "learned task", "Adapted.save"):
             told = json.loads(saved.recipe)
             state = _filled(told["task"], saved.outer)
             labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
-        except (ValueError, KeyError, TypeError, RecursionError) as failure:
-            raise InputError(
-                f"{path} holds no learned task",
-                "a file of Adapted.save",
-                "Read what was meta-learned with MetaLearned.load.",
-            ) from failure
         params = fitting(saved.params, learner, where=path)
         own = learner.for_ways(len(labels)) if labels else learner
         return cls(own, params, state, labels, n_targets)
+
+
+@contextmanager
+def described(path: str | Path, what: str, made_by: str) -> Iterator[None]:
+    """Refuses a file whose description is not of what it was taken for."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as failure:
+        raise InputError(
+            f"{path} holds no {what}",
+            f"a file of {made_by}",
+            "Read it with the load of what saved it: MetaLearned, Adapted or ReptileEstimator.",
+        ) from failure
 
 
 def _numbered(tree: Any, tensors: Params) -> Any:
