@@ -25,6 +25,7 @@ from tegu.learners import LEARNERS
 from tegu.processes import apart
 
 REPEATS = 20  # timings of one task, after two that do not count
+META_BATCH = 4  # tasks of a meta-iteration at most: of a short budget, more and smaller steps
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -
     recipe = recipes.starting(learner, data, settings)
     own = "n_way" in LEARNERS[learner].__dataclass_fields__
     n_way = max(recipe.train.n_way, board.n_way) if own else board.n_way
+    meta_batch = min(recipe.train.meta_batch, META_BATCH)
     mode = recipe.learner["normalisation"]
     modes = ("running",) if mode == "running" else ("support", "transductive")
     cells = tuple(
@@ -116,7 +118,7 @@ def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -
     )
     recipe = replace(
         recipe,
-        train=replace(recipe.train, n_way=n_way),
+        train=replace(recipe.train, n_way=n_way, meta_batch=meta_batch),
         evaluate=replace(recipe.evaluate, cells=cells),
     )
     return Job(recipe, data_dir)
