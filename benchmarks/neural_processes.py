@@ -27,7 +27,8 @@ from torch.func import vmap
 
 from tegu import datasets, keys, origin, recipes, report
 from tegu.datasets.gaussian_processes import KERNELS, posterior
-from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.engine.trees import tensors_of
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Examples, select
 from tegu.inner import Params
 from tegu.job import Job

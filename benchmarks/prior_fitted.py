@@ -51,7 +51,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from tegu import MetaLearned, origin, recipes, report
-from tegu.engine.vectorise import tensors_of
+from tegu.engine.trees import tensors_of
 from tegu.job import Job
 from tegu.learners import PFN
 

@@ -4,8 +4,8 @@
     python benchmarks/tables.py --check   # say which differ, and exit with 1
 
 A table stands between `<!-- table: NAME -->` and `<!-- /table -->`, where NAME
-is a file in benchmarks/results. `<!-- table: NAME: TEXT -->` has only the rows of works that begin
-with that text.
+is a file in benchmarks/results. `<!-- table: NAME: TEXT -->` has only the timings of works that
+begin with that text, or the figures on a data set: "omniglot 1-shot".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tegu import pictures, report
+from tegu import leaderboard, pictures, report
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/*.md")
@@ -36,9 +36,17 @@ def filled(text: str) -> str:
 
 
 def some(document: dict[str, Any], beginning: str | None) -> dict[str, Any]:
-    """The document with only the cells of works that begin so."""
-    cells = [c for c in document["cells"] if c.get("work", "").startswith(beginning or "")]
+    """The document with only the cells that begin so."""
+    cells = [c for c in document["cells"] if _subject(c).startswith(beginning or "")]
     return {**document, "cells": cells}
+
+
+def _subject(item: dict[str, Any]) -> str:
+    """What a cell is about: a timed work, or the data of a figure."""
+    if "work" in item:
+        return str(item["work"])
+    protocol = item["protocol"]
+    return f"{protocol.get('data', '')} {protocol.get('n_shot', 0)}-shot"
 
 
 def draw() -> None:
@@ -53,12 +61,13 @@ def draw() -> None:
         ROOT / "docs/images/quickstart.png",
         title="Unseen characters, 5-way 1-shot: what meta-learning adds",
     )
+    leaderboard.draw(result("leaderboard"), ROOT / "docs/images/leaderboard")
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     stale = []
     for path in sorted(p for pattern in DOCUMENTS for p in ROOT.glob(pattern)):
         text = path.read_text()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.vectorise import can_compile
+from tegu.engine.compiled import can_compile
 from tegu.errors import unknown
 
 torch.set_num_threads(1)  # tensors are small here: a second thread costs more than it brings

@@ -20,7 +20,8 @@ from tegu.datasets import CausalGraphs, Sinusoids
 from tegu.datasets.causal_pairs import CategoryPairs
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.tokens import END, PAD, WORDS
-from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select, stack
 from tegu.errors import InputError
 from tegu.inner import Params

@@ -17,8 +17,12 @@ from tegu.datasets import (
     load_glyphs,
     load_omniglot,
     load_packed,
+    load_sentences,
+    load_sounds,
     pack_folder,
     read_images,
+    read_sentences,
+    read_sounds,
     write_packed,
 )
 from tegu.episodes import Episode, Examples
@@ -55,10 +59,14 @@ __all__ = [
     "load_glyphs",
     "load_omniglot",
     "load_packed",
+    "load_sentences",
+    "load_sounds",
     "losses",
     "meta_train",
     "models",
     "pack_folder",
     "read_images",
+    "read_sentences",
+    "read_sounds",
     "write_packed",
 ]

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from tegu import keys, origin, report, timing
+from tegu.engine.compiled import can_compile
 from tegu.engine.precision import half_pays
-from tegu.engine.vectorise import Vectorised, can_compile, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, moved
 from tegu.errors import InputError
 from tegu.inner import Params

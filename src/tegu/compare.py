@@ -31,7 +31,8 @@ from torch import Tensor
 from tegu import keys, origin, recipes, report
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.train import meta_train
-from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.engine.trees import tensors_of
+from tegu.engine.vectorise import Vectorised
 from tegu.entries import commits, limited
 from tegu.entries import entry as kept_entry
 from tegu.episodes import Episode, Examples

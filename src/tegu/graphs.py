@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from tegu import keys
-from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from tegu.datasets import ClassDataset
+from tegu.engine.compiled import can_compile
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
-from tegu.engine.vectorise import Vectorised, can_compile
+from tegu.engine.vectorise import Vectorised
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from tegu import entries, keys, origin, recipes, report
-from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu import entries, keys, origin, pictures, recipes, report
+from tegu.engine.trees import tensors_of
+from tegu.engine.vectorise import Vectorised
 from tegu.errors import unknown
 from tegu.job import Job
 from tegu.learners import LEARNERS
@@ -190,7 +191,9 @@ def run(
     command: str = "tegu leaderboard",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
-    """The whole leaderboard as a result document; finished entries are taken from `folder`.
+    """The whole leaderboard as a result document, best first on each board.
+
+    Finished entries are taken from `folder`.
 
     Args:
         learners: names.
@@ -220,6 +223,10 @@ def run(
         if progress:
             best = max(kept["cells"], key=lambda cell: float(cell["value"]))
             progress(number + 1, len(pairs), f"{learner} on {data}: {best['value']:.1%}")
+    order = list(BOARDS)
+    cells.sort(
+        key=lambda c: (order.index(c["protocol"]["data"]), c["protocol"]["n_shot"], -c["value"])
+    )
     return report.result_document(
         name="leaderboard",
         command=command,
@@ -227,3 +234,33 @@ def run(
         training={**totals, "commits": entries.commits(made)},
         cells=cells,
     )
+
+
+def draw(document: dict[str, Any], folder: Path) -> list[Path]:
+    """A picture for each board and number of shots: accuracy against what a task costs.
+
+    Of a learner's figures the honest one, without transduction, where there is one.
+
+    Args:
+        document: of `run`.
+        folder: where to.
+    """
+    rows: dict[tuple[str, int], dict[str, tuple[str, float, float, float]]] = {}
+    for one in document["cells"]:
+        protocol = one["protocol"]
+        name, place = protocol["learner"], (protocol["data"], protocol["n_shot"])
+        figure = (name, one["value"], one["ci95"], one["cost"]["adapt_ms"])
+        if protocol.get("normalisation") != "transductive":
+            rows.setdefault(place, {})[name] = figure
+        else:
+            rows.setdefault(place, {}).setdefault(name, figure)
+    drawn = []
+    for (data, n_shot), each in rows.items():
+        drawn.append(folder / f"{data}-{n_shot}-shot.png")
+        way = f"{BOARDS[data].n_way}-way {n_shot}-shot"
+        pictures.tradeoff(
+            list(each.values()),
+            drawn[-1],
+            title=f"{data}, {way}: what each learner reaches, and what a task costs",
+        )
+    return drawn

@@ -19,8 +19,8 @@ from torch import Tensor
 import tegu
 from tegu import FewShotTasks
 from tegu.datasets import image_files, load_folder, load_packed, pack_folder
-from tegu.datasets.folders import Division, ImageRows, classes_of
-from tegu.datasets.image_files import Form, decode
+from tegu.datasets.folders import Division, FileRows, classes_of
+from tegu.datasets.image_files import Form
 from tegu.errors import InputError
 from tegu.sampling import ClassBatches
 
@@ -35,8 +35,12 @@ def picture(seed: int, width: int = 9, height: int = 9) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def decode(file: Path | str, form: Form) -> Tensor:
+    return form.decode(str(file))
+
+
 def named(folder: Path, **division: Any) -> dict[str, list[str]]:
-    found = classes_of(folder, Division(**division))
+    found = classes_of(folder, Division(**division), Form())
     return {split: [one.name for one in part] for split, part in found.items()}
 
 
@@ -379,7 +383,7 @@ def test_forms_that_there_are_not(
 def test_rows_are_the_images_wherever_they_are_asked_for(tmp_path: Path, photos: Photos) -> None:
     folder = photos(tmp_path / "p", {"a": 3, "b": 4}, kinds=("png", "jpg", "webp"))
     files = sorted(map(str, folder.glob("*/*.*")))
-    rows = ImageRows(files, Form(8, 3), workers=3)
+    rows = FileRows(files, Form(8, 3), workers=3)
     expected = torch.stack([decode(file, Form(8, 3)) for file in files])
     assert rows.shape == expected.shape
     at = torch.tensor([[6, 0, 0], [3, 6, 1]])

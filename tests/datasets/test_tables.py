@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from tegu import keys
 from tegu.datasets.tables import CHUNK, FAMILIES, Shape, SyntheticTables, _labels, _parts
-from tegu.engine.vectorise import map_tensors
+from tegu.engine.trees import map_tensors
 from tegu.episodes import select
 from tegu.errors import InputError
 

@@ -35,7 +35,8 @@ from tegu.engine.distribute import ALONE, Meeting, Ranks, joined, name_of_start,
 from tegu.engine.evaluate import evaluate
 from tegu.engine.run import Run
 from tegu.engine.train import Interrupted, Settings, meta_train
-from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
 from tegu.errors import InputError
 from tegu.inner import Params

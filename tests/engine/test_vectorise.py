@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params

@@ -14,7 +14,8 @@ import tegu
 from tegu import keys
 from tegu.datasets import Sinusoids
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.vectorise import Vectorised, tensors_of
+from tegu.engine.trees import tensors_of
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.inner import Params

@@ -15,7 +15,8 @@ from torch.testing import assert_close
 import tegu
 from tegu import keys
 from tegu.datasets import SyntheticTables
-from tegu.engine.vectorise import Vectorised, map_tensors
+from tegu.engine.trees import map_tensors
+from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.learners import PFN

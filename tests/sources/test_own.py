@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,76 @@ def test_packing_says_what_comes_next(
     assert array.shape[1:] == (1, 8, 8)
     with Image.open(folder / "class00" / "01.png") as image:
         assert image.mode == "RGB"
+
+
+# Recordings and texts
+
+
+def recordings(folder: Path, each: int = 4) -> Path:
+    """Ten classes of tones."""
+    for i in range(10):
+        (folder / f"word{i}").mkdir(parents=True)
+        for j in range(each):
+            wave_of = np.sin(np.arange(800) * 0.05 * 1.3**i + j)
+            with wave.open(str(folder / f"word{i}" / f"{j}.wav"), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes((16_000 * wave_of).astype("<i2").tobytes())
+    return folder
+
+
+def texts(file: Path, each: int = 4) -> Path:
+    rows = [f"order a dish of kind{i} number {j},kind{i}" for i in range(10) for j in range(each)]
+    file.write_text("\n".join(["text,intent", *rows]))
+    return file
+
+
+@pytest.mark.parametrize("data", ["sounds", "sentences"])
+def test_sounds_and_sentences_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str
+) -> None:
+    path = recordings(tmp_path / "w", 6) if data == "sounds" else texts(tmp_path / "t.csv", 6)
+    size = {"data.size": 16, "data.seconds": 0.2} if data == "sounds" else {"data.size": 64}
+    own = {"model.width": 4} if data == "sounds" else {"model.hidden": [8]}
+    short = {k: v for k, v in SHORT.items() if k != "model.width"} | own
+    sets = {**short, **SCORED, **size, "train.n_query": 2, "data.path": path}
+    words = [w for k, v in sets.items() for w in ("--set", f"{k}={v}")]
+    words += ["--run", str(tmp_path / "run")]
+    assert main(["train", "--learner", "protonet", "--data", data, *words]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["cells"][0]["protocol"]["data"] == path.name
+
+
+def test_recordings_are_varied_when_trained_on(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "w")
+    size = {"data__size": 16, "data__seconds": 0.2}
+    plain = job("sounds", folder, **size)
+    varied = job("sounds", folder, **size, data__augment="standard")
+    wanted = {"n_way": 2, "n_shot": 1, "n_query": 1, "seed": 0}
+    index = torch.arange(3)
+    for split, training, same in (
+        ("meta_train", True, False),
+        ("meta_train", False, True),
+        ("meta_test", False, True),
+    ):
+        one, other = (
+            each.tasks(split, **wanted, training=training).episodes(index).support.x
+            for each in (plain, varied)
+        )
+        assert torch.equal(one, other) is same, split
+
+
+def test_texts_are_not_varied(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.augment=standard for texts"):
+        job("sentences", texts(tmp_path / "t.csv"), data__augment="standard")
+
+
+@pytest.mark.parametrize("data", ["sounds", "sentences"])
+def test_too_few_recordings_or_texts(tmp_path: Path, data: str) -> None:
+    path = recordings(tmp_path / "w", 2) if data == "sounds" else texts(tmp_path / "t.csv", 2)
+    own = {"model.width": 4} if data == "sounds" else {"model.hidden": [8]}
+    short = {k: v for k, v in SHORT.items() if k != "model.width"} | own
+    settings = {**short, **SCORED, **CELL, "train.n_query": 2, "data.path": str(path)}
+    with pytest.raises(InputError, match=r"too few examples: .* data\.least=3"):
+        Job(recipes.starting("protonet", data, settings)).check()

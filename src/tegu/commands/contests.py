@@ -44,11 +44,7 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
             progress=lambda done, _total, note: tell(done, note),
         )
     report.write_result(output, document)
-    pictures = []
-    for data in boards:
-        for n_shot in board.BOARDS[data].shots:
-            pictures.append(folder / f"{data}-{n_shot}-shot.png")
-            _picture_board(document, data, n_shot, pictures[-1])
+    pictures = board.draw(document, folder)
     text = [report.table(document["cells"]), *listed(pictures), f"result: {output}"]
     return document, "\n".join(text)
 
@@ -133,20 +129,3 @@ def _told(budget: Any) -> list[str]:
         for key, value in said.items()
         for word in (f"--{key}", f"{value:g}" if isinstance(value, float) else str(value))
     ]
-
-
-def _picture_board(document: dict[str, Any], data: str, n_shot: int, path: Path) -> None:
-    """Each learner's honest figure: without transduction where there is one."""
-    rows: dict[str, tuple[str, float, float, float]] = {}
-    for one in document["cells"]:
-        protocol = one["protocol"]
-        if (protocol["data"], protocol["n_shot"]) != (data, n_shot):
-            continue
-        name = protocol["learner"]
-        rows.setdefault(name, (name, one["value"], one["ci95"], one["cost"]["adapt_ms"]))
-    way = board.BOARDS[data].n_way
-    draw.tradeoff(
-        list(rows.values()),
-        path,
-        title=f"{data}, {way}-way {n_shot}-shot: what each learner reaches, and what a task costs",
-    )

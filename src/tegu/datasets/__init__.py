@@ -22,5 +22,9 @@ from tegu.datasets.packed import load_packed as load_packed
 from tegu.datasets.packed import write_packed as write_packed
 from tegu.datasets.scan_study import ScanStudy as ScanStudy
 from tegu.datasets.scan_tasks import Scan as Scan
+from tegu.datasets.sentences import load_sentences as load_sentences
+from tegu.datasets.sentences import read_sentences as read_sentences
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids
+from tegu.datasets.sounds import load_sounds as load_sounds
+from tegu.datasets.sounds import read_sounds as read_sounds
 from tegu.datasets.tables import SyntheticTables as SyntheticTables

@@ -165,6 +165,48 @@ def affine(
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
 
+def spectral(
+    images: Tensor, key: Tensor, *, shift: float = 0.1, bands: float = 0.15, moments: float = 0.15
+) -> Tensor:
+    """Pictures of sounds moved in time, with a stripe of pitches and one of time silent.
+
+    Args:
+        images: shape (B, C, pitches, moments); silence is 0.
+        key: shape (B,).
+        shift: as a share of the time, within plus or minus this, 0 to 1; silence follows.
+        bands: the widest stripe of pitches, as a share of all, 0 to 1; widths are uniform.
+        moments: likewise, of time.
+
+    Reference:
+        Park et al. (2019), SpecAugment, arXiv:1904.08779, frequency and time masking, one of
+        each; a shift in place of its time warping.
+    """
+    if not all(0 <= share <= 1 for share in (shift, bands, moments)):
+        raise InputError(
+            f"a shift of {shift} and stripes of {bands} and {moments}",
+            "shares from 0 to 1",
+            "Pass 0.1, say.",
+        )
+    height, width = images.shape[-2:]
+    draw = keys.uniform(key, 5)
+    by = ((2 * draw[:, :1] - 1) * shift * width).round().long()  # (B, 1)
+    source = torch.arange(width, device=images.device) - by  # (B, W)
+    there = (source >= 0) & (source < width)
+    at = source.clamp(0, width - 1)[:, None, None].expand_as(images)
+    moved = images.gather(3, at) * there[:, None, None]
+    silent = _stripe(draw[:, 1:3], bands, height)[:, None, :, None]
+    silent = silent | _stripe(draw[:, 3:], moments, width)[:, None, None]
+    return moved.masked_fill(silent, 0)
+
+
+def _stripe(draw: Tensor, widest: float, size: int) -> Tensor:
+    """Positions within a stripe of random width and place: (B, 2) to (B, size), bool."""
+    wide = (draw[:, :1] * widest * size).round()
+    first = (draw[:, 1:] * (size - wide + 1)).floor()
+    at = torch.arange(size, device=draw.device)
+    return (at >= first) & (at < first + wide)
+
+
 def compose(*steps: Augment) -> Augment:
     """One after another, each with a key of its own."""
 

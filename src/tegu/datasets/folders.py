@@ -1,10 +1,11 @@
-"""Image files of one's own: a folder with one sub-folder for each class.
+"""Files of one's own, images say: a folder with one sub-folder for each class.
 
     PHOTOS/owl/1.jpg                  classes side by side: tegu divides them into splits
     PHOTOS/meta_train/owl/1.jpg       or divided already
     PHOTOS/birds/owl/1.jpg            in groups, birds here: a class is a folder with images
 
-What is no image by its name's ending, and what begins with a dot, is passed over.
+What is no image by its name's ending, and what begins with a dot, is passed over. What a file
+becomes is up to a `FileForm`: `image_files.Form`, or `sound_files.Spectrum` for recordings.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.datasets.image_files import SUFFIXES, Form, decode
+from tegu.datasets.image_files import Form
 from tegu.datasets.packed import Packable, write_packed
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError
@@ -33,18 +34,50 @@ from tegu.errors import InputError
 SHARES = (64, 16, 20)  # of the classes, in the proportion of miniImageNet
 DEEPEST = 16  # folders inside each other
 HELD = 256 << 20  # bytes of images that are read at once and kept, rather than read as needed
-CHUNK = 64  # images decoded side by side
+CHUNK = 64  # files decoded side by side
 OTHERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-LAYOUT = "one sub-folder for each class, with its images in it"
+
+
+class FileForm(Protocol):
+    """What every file becomes: bytes of one shape, (channels, size, size).
+
+    Attributes:
+        kind: what such a file is called.
+        suffixes: how its name may end, in small letters.
+        bytes: of one example.
+    """
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def suffixes(self) -> frozenset[str]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    def decode(self, file: str) -> Tensor:
+        """A file as uint8.
+
+        Raises:
+            InputError: it is none of the kind, damaged, or too large.
+        """
+        ...
 
 
 class Class(NamedTuple):
-    """A class of images.
+    """A class of files.
 
     Attributes:
         name: path of its folder, without the split's.
         group: the folder around it; "" for none.
-        files: paths of its images, in order of their names.
+        files: their paths, in order of their names.
     """
 
     name: str
@@ -73,6 +106,24 @@ class Division:
                 "three numbers, of meta_train, meta_val and meta_test, none below 0",
                 "Write [64, 16, 20], say.",
             )
+
+    def parts(self, names: Sequence[str], sizes: Sequence[int]) -> dict[str, list[int]]:
+        """Numbers of the classes of each split, in order.
+
+        Classes are put into a random order, where each one's own name decides on its place,
+        and cut into three.
+        """
+        root = keys.key(self.seed, "classes of a folder")
+        marks = torch.tensor([zlib.crc32(os.fsencode(name)) for name in names])
+        order = keys.fold(root, marks).argsort(stable=True).tolist() if names else []
+        kept = [i for i in order if sizes[i] >= self.least] or order
+        total, parts, at, passed = sum(self.shares), {}, 0, 0
+        for split, share in zip(SPLITS, self.shares, strict=True):
+            passed += share
+            end = round(len(kept) * passed / total)
+            parts[split] = sorted(kept[at:end])
+            at = end
+        return parts
 
 
 def load_folder(
@@ -107,13 +158,32 @@ def load_folder(
         InputError: the folder holds no classes in a layout that tegu knows, or a file is no
             image.
     """
+    return load_files(
+        path,
+        split,
+        Form(size, channels, fit),
+        Division(shares=shares, seed=seed, least=least),
+        workers=workers,
+        hold=hold,
+    )
+
+
+def load_files(
+    path: str | Path,
+    split: str,
+    form: FileForm,
+    division: Division,
+    *,
+    workers: int = 0,
+    hold: int = HELD,
+) -> ClassDataset:
+    """One split of a folder of files, whatever their kind; see `load_folder`."""
     check_split(split)
-    form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
     folder = Path(path).expanduser()
-    found = classes_of(folder, division)[split]
+    found = classes_of(folder, division, form)[split]
     if not found:
         raise InputError(f"no class of {folder} is in {split}", "at least one", _more(division))
-    rows = ImageRows([file for one in found for file in one.files], form, workers)
+    rows = FileRows([file for one in found for file in one.files], form, workers)
     groups = {one.group: 0 for one in found}
     numbers = {group: i for i, group in enumerate(groups)}
     data = ClassDataset(
@@ -140,10 +210,15 @@ def read_images(
     Raises:
         InputError: a file is no image, or there are none.
     """
-    form, paths = Form(size, channels, fit), [str(Path(file).expanduser()) for file in files]
+    return read_files(files, Form(size, channels, fit))
+
+
+def read_files(files: Iterable[str | Path], form: FileForm) -> Tensor:
+    """Files in a form, from 0 to 1: (B, channels, size, size)."""
+    paths = [str(Path(file).expanduser()) for file in files]
     if not paths:
-        raise InputError("no files", "at least one image", "Check what was listed.")
-    return ImageRows(paths, form)[torch.arange(len(paths))].to(torch.get_default_dtype()) / 255
+        raise InputError("no files", f"at least one {form.kind}", "Check what was listed.")
+    return FileRows(paths, form)[torch.arange(len(paths))].to(torch.get_default_dtype()) / 255
 
 
 def pack_folder(
@@ -174,7 +249,7 @@ def pack_folder(
     """
     form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
     folder, target = Path(path).expanduser(), Path(out).expanduser()
-    found = classes_of(folder, division)
+    found = classes_of(folder, division, form)
     total = sum(len(one.files) for part in found.values() for one in part)
     _check_room(target, total * form.bytes)
     broken: list[InputError] = []
@@ -209,7 +284,7 @@ def pack_folder(
 
 def _tried(file: str, form: Form) -> Tensor | InputError:
     try:
-        return decode(file, form)
+        return form.decode(file)
     except InputError as error:
         return error
 
@@ -227,14 +302,19 @@ def _check_room(out: Path, needed: int) -> None:
 # Which classes there are
 
 
-def classes_of(folder: Path, division: Division) -> dict[str, list[Class]]:
+def _layout(form: FileForm) -> str:
+    return f"one sub-folder for each class, with its {form.kind}s in it"
+
+
+def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, list[Class]]:
     """The classes of each split, in order of their names.
 
     Raises:
-        InputError: no folder, no images, or a layout that leaves open what the classes are.
+        InputError: no folder, no files of the kind, or a layout that leaves open what the
+            classes are.
     """
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}", f"a folder with {LAYOUT}", "Check the path.")
+        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
     inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
     divided = inside & set(SPLITS)
     if divided and inside - divided:
@@ -252,30 +332,31 @@ def classes_of(folder: Path, division: Division) -> dict[str, list[Class]]:
             "side into one folder, and tegu divides them.",
         )
     if divided:
-        parts = {split: _walk(folder / split) if split in divided else [] for split in SPLITS}
+        parts = {s: _walk(folder / s, form) if s in divided else [] for s in SPLITS}
         _check_disjoint(folder, parts)
     else:
-        classes = _walk(folder)
-        _check_side_by_side(folder, classes)
-        parts = _divided(classes, division)
+        classes = _walk(folder, form)
+        _check_side_by_side(folder, classes, form)
+        at = division.parts([c.name for c in classes], [len(c.files) for c in classes])
+        parts = {split: [classes[i] for i in rows] for split, rows in at.items()}
     if not any(parts.values()):
         raise InputError(
-            f"{folder} holds no images",
-            f"{LAYOUT}: files ending in {', '.join(sorted(SUFFIXES))}",
+            f"{folder} holds no {form.kind}s",
+            f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
             "Check the path.",
         )
     kept = {s: [c for c in part if len(c.files) >= division.least] for s, part in parts.items()}
     if not any(kept.values()):
         most = max(len(one.files) for part in parts.values() for one in part)
         raise InputError(
-            f"no class of {folder} has {division.least} images, the largest has {most}",
+            f"no class of {folder} has {division.least} {form.kind}s, the largest has {most}",
             "at least one class that is large enough",
             "Lower least.",
         )
     return kept
 
 
-def _check_side_by_side(folder: Path, classes: list[Class]) -> None:
+def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> None:
     """Refuses the same classes in folders for training and for tests."""
     below: dict[str, set[str]] = {}
     for one in classes:
@@ -288,12 +369,12 @@ def _check_side_by_side(folder: Path, classes: list[Class]) -> None:
                 f"the class '{min(both)}' of {folder} is in {first} and in {second}",
                 "one sub-folder for each class, or meta_train, meta_val and meta_test with "
                 "different classes in each",
-                "Meta-learning is tested on classes that it has not seen: put all images of a "
-                "class into one folder, and tegu divides the classes.",
+                "Meta-learning is tested on classes that it has not seen: put all "
+                f"{form.kind}s of a class into one folder, and tegu divides the classes.",
             )
 
 
-def _walk(folder: Path) -> list[Class]:
+def _walk(folder: Path, form: FileForm) -> list[Class]:
     """All classes below a folder."""
     found: list[Class] = []
 
@@ -305,19 +386,21 @@ def _walk(folder: Path) -> list[Class]:
                 f"{place} leads back into a folder around it"
                 if mark in above
                 else f"{place} lies {len(above)} folders deep",
-                f"{LAYOUT}, {DEEPEST} levels at most",
-                "Remove that link." if mark in above else "Move the images up.",
+                f"{_layout(form)}, {DEEPEST} levels at most",
+                "Remove that link." if mark in above else f"Move the {form.kind}s up.",
             )
         files, folders = [], []
         for entry in _entries(place):
             if entry.is_dir():
                 folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            elif os.path.splitext(entry.name)[1].lower() in form.suffixes:
                 files.append(entry.path)
         if files and (folders or not name):
             beside = f"folders such as {folders[0]}" if folders else "no sub-folder around it"
             raise InputError(
-                f"the image {files[0]} with {beside}", LAYOUT, "Move it into its class's folder."
+                f"the {form.kind} {files[0]} with {beside}",
+                _layout(form),
+                "Move it into its class's folder.",
             )
         if files:
             found.append(Class(name, os.path.dirname(name), tuple(files)))
@@ -349,46 +432,35 @@ def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:
                 raise InputError(
                     f"the class '{one.name}' of {folder} is in {seen[one.name]} and in {split}",
                     "different classes in each split, since tests are on unseen ones",
-                    "Move all its images into one of the two.",
+                    "Move all its files into one of the two.",
                 )
-
-
-def _divided(found: list[Class], division: Division) -> dict[str, list[Class]]:
-    """Classes in a random order that each class's own name decides, cut into three."""
-    root = keys.key(division.seed, "classes of a folder")
-    marks = torch.tensor([zlib.crc32(os.fsencode(one.name)) for one in found])
-    order = keys.fold(root, marks).argsort(stable=True).tolist() if found else []
-    kept = [i for i in order if len(found[i].files) >= division.least] or order
-    total, parts, at, passed = sum(division.shares), {}, 0, 0
-    for split, share in zip(SPLITS, division.shares, strict=True):
-        passed += share
-        end = round(len(kept) * passed / total)
-        parts[split] = [found[i] for i in sorted(kept[at:end])]
-        at = end
-    return parts
 
 
 def _more(division: Division) -> str:
     return f"Add classes, or change the shares, now {list(division.shares)}."
 
 
-# Images as rows
+# Files as rows
 
 
-class ImageRows:
-    """Image files as examples, decoded when an episode asks for them.
+class FileRows:
+    """Files as examples, decoded when an episode asks for them.
 
     Args:
         files: M paths.
-        form: what an image becomes.
+        form: what a file becomes.
         workers: threads; 0 for one a processor.
-        device: where images are put.
+        device: where examples are put.
     """
 
     dtype = torch.uint8
 
     def __init__(
-        self, files: Sequence[str], form: Form, workers: int = 0, device: torch.device | str = "cpu"
+        self,
+        files: Sequence[str],
+        form: FileForm,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.files, self.form, self.workers = files, form, workers
         self.device = torch.device(device)
@@ -401,14 +473,13 @@ class ImageRows:
         each, back = at.reshape(-1).cpu().unique(return_inverse=True)
         out = torch.empty((len(each), *self.shape[1:]), dtype=self.dtype)
         files = [self.files[i] for i in each.tolist()]
-        for row, image in zip(
-            out, _pool(self.workers).map(partial(decode, form=self.form), files), strict=True
-        ):
-            row.copy_(image)
+        decoded = _pool(self.workers).map(self.form.decode, files)
+        for row, example in zip(out, decoded, strict=True):
+            row.copy_(example)
         return out[back].reshape(*at.shape, *self.shape[1:]).to(self.device)
 
-    def to(self, device: torch.device | str) -> ImageRows:
-        return ImageRows(self.files, self.form, self.workers, device)
+    def to(self, device: torch.device | str) -> FileRows:
+        return FileRows(self.files, self.form, self.workers, device)
 
 
 @cache
@@ -416,7 +487,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     """Threads: Pillow decodes without holding the interpreter's lock."""
     if workers < 0:
         raise InputError(f"workers is {workers}", "0 or more", "Leave out workers.")
-    return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="tegu-images")
+    return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="tegu-files")
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = {
-    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
-}
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
 LARGEST = 64_000_000  # pixels of an image, which Pillow holds in memory while it shrinks it
 LARGEST_FILE = 256 << 20  # bytes
 FITS = ("crop", "pad", "stretch")
@@ -34,6 +34,9 @@ class Form:
         fit: how other proportions become square: "crop" cuts the middle out, "pad" adds
             white, "stretch" distorts.
     """
+
+    kind: ClassVar[str] = "image"
+    suffixes: ClassVar[frozenset[str]] = SUFFIXES
 
     size: int = 84
     channels: int = 3
@@ -54,39 +57,44 @@ class Form:
         """Of one image."""
         return self.channels * self.size**2
 
+    def decode(self, file: str) -> Tensor:
+        """An image file as bytes (C, size, size).
 
-def decode(file: str, form: Form) -> Tensor:
-    """An image file as bytes (C, size, size).
+        Turned as its EXIF data say; transparent parts are white; 16 bits become 8; of an
+        animation, the first picture.
 
-    Turned as its EXIF data say; transparent parts are white; 16 bits become 8; of an
-    animation, the first picture.
+        Raises:
+            InputError: the file is no image, damaged, or too large.
+        """
+        from PIL import Image, ImageOps
 
-    Raises:
-        InputError: the file is no image, damaged, or too large.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        if not os.path.isfile(file):
-            raise ValueError("a broken link" if os.path.islink(file) else "no such file")
-        if (size := os.stat(file).st_size) > LARGEST_FILE:
-            raise ValueError(f"{size:,} bytes, more than {LARGEST_FILE:,}")
-        with Image.open(file, formats=FORMATS) as opened:
-            if opened.width * opened.height > LARGEST:
-                raise ValueError(f"{opened.width} x {opened.height} pixels, more than {LARGEST:,}")
-            if opened.format == "JPEG":  # decoded at an eighth of the size, say, where that will do
-                opened.draft("RGB" if form.channels == 3 else "L", (2 * form.size, 2 * form.size))
-            image = _eight_bits(ImageOps.exif_transpose(opened), form.channels)
-        return _fitted(image, form)
-    # Whatever a decoder raises, it is the file that is wrong: decoders of seven formats raise
-    # a dozen types, from struct.error to Pillow's own.
-    except Exception as failure:
-        reason = str(failure) or type(failure).__name__
-        raise InputError(
-            f"{file} cannot be read as an image ({reason})",
-            f"a whole file ({', '.join(FORMATS)}) of {LARGEST:,} pixels at most",
-            "Replace or remove it; `tegu pack --skip-broken` leaves such files out.",
-        ) from failure
+        try:
+            if not os.path.isfile(file):
+                raise ValueError("a broken link" if os.path.islink(file) else "no such file")
+            if (size := os.stat(file).st_size) > LARGEST_FILE:
+                raise ValueError(f"{size:,} bytes, more than {LARGEST_FILE:,}")
+            with Image.open(file, formats=FORMATS) as opened:
+                if opened.width * opened.height > LARGEST:
+                    raise ValueError(
+                        f"{opened.width} x {opened.height} pixels, more than {LARGEST:,}"
+                    )
+                if (
+                    opened.format == "JPEG"
+                ):  # decoded at an eighth of the size, say, where that will do
+                    opened.draft(
+                        "RGB" if self.channels == 3 else "L", (2 * self.size, 2 * self.size)
+                    )
+                image = _eight_bits(ImageOps.exif_transpose(opened), self.channels)
+            return _fitted(image, self)
+        # Whatever a decoder raises, it is the file that is wrong: decoders of seven formats raise
+        # a dozen types, from struct.error to Pillow's own.
+        except Exception as failure:
+            reason = str(failure) or type(failure).__name__
+            raise InputError(
+                f"{file} cannot be read as an image ({reason})",
+                f"a whole file ({', '.join(FORMATS)}) of {LARGEST:,} pixels at most",
+                "Replace or remove it; `tegu pack --skip-broken` leaves such files out.",
+            ) from failure
 
 
 def _eight_bits(image: Image, channels: int) -> Image:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.engine.profile import part
-from tegu.engine.vectorise import tensors_of
+from tegu.engine.trees import tensors_of
 from tegu.episodes import Episode, moved, select
 from tegu.sampling import Tasks
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.engine.vectorise import like, tensors_of
+from tegu.engine.trees import like, tensors_of
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner

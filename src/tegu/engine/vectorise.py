@@ -8,21 +8,18 @@ a loop: same result, one warning that says why.
 
 from __future__ import annotations
 
-import os
-import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from tegu.datasets.archives import cache_folder
+from tegu.engine.compiled import Compiled
 from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
+from tegu.engine.trees import floats, map_tensors, with_floats
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
@@ -52,101 +49,6 @@ class Exchange(Protocol):
     def gather(self, states: Any) -> Any:
         """The states of all tasks, from the states of those here."""
         ...
-
-
-def can_compile() -> bool:
-    """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
-    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
-    return any(name and shutil.which(name) for name in names)
-
-
-def _keep_compiled_code() -> None:
-    """Has compiled code kept in the user's own cache folder, for the next run to start faster.
-
-    By default it lies in the machine's folder for temporary files, gone after a restart.
-    """
-    folder = cache_folder() / "compiled"
-    with suppress(OSError):  # then it stays where it lies by default
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
-def map_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
-    """Applies a function to the tensors of nested dicts and tuples of one shape."""
-    first = trees[0]
-    if isinstance(first, Tensor):
-        return function(*trees)
-    if isinstance(first, dict):
-        return {k: map_tensors(function, *(tree[k] for tree in trees)) for k in first}
-    parts = [map_tensors(function, *parts) for parts in zip(*trees, strict=True)]
-    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-
-
-def tensors_of(tree: Any) -> list[Tensor]:
-    """The tensors of nested dicts and tuples, in the order of `map_tensors`."""
-    found: list[Tensor] = []
-
-    def keep(x: Tensor) -> Tensor:
-        found.append(x)
-        return x
-
-    map_tensors(keep, tree)
-    return found
-
-
-def names_of(tree: Any) -> Any:
-    """The names in nested dicts and tuples, nested alike."""
-    if isinstance(tree, Tensor):
-        return None
-    if isinstance(tree, dict):
-        return tuple((name, names_of(part)) for name, part in tree.items())
-    return tuple(names_of(part) for part in tree)
-
-
-def like(tree: Any, tensors: Iterable[Tensor]) -> Any:
-    """A tree of the same shape with these tensors in it."""
-    left = iter(tensors)
-    return map_tensors(lambda _: next(left), tree)
-
-
-class Compiled:
-    """A function of nested tensors, compiled for each signature that it is called with.
-
-    A signature is the names of the tensors, with their shapes, strides, types and devices.
-
-    It is traced to a graph of tensor operations first. The graph holds no module and no
-    setting, so that a call checks its tensors' shapes and nothing else.
-    """
-
-    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
-        self.function, self.cuda_graphs = function, cuda_graphs
-        self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
-
-    def __call__(self, *trees: Any) -> Any:
-        leaves = tensors_of(trees)
-        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
-        signature = (names_of(trees), kinds)
-        if signature not in self._programs:
-            self._programs[signature] = self._compiled(trees, leaves)
-        program, shape = self._programs[signature]
-        if not self.cuda_graphs:
-            return like(shape, program(*leaves))
-        # The next replay writes where this one did: what comes out is copied first.
-        torch.compiler.cudagraph_mark_step_begin()
-        return like(shape, [x.clone() for x in program(*leaves)])
-
-    def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
-        shape: Any = None
-
-        def flat(*leaves: Tensor) -> list[Tensor]:
-            nonlocal shape
-            shape = self.function(*like(trees, leaves))
-            return tensors_of(shape)
-
-        _keep_compiled_code()
-        graph = make_fx(flat)(*leaves)
-        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
-        return torch.compile(graph, dynamic=False, options=options), shape
 
 
 class Vectorised:
@@ -510,7 +412,7 @@ class Vectorised:
                     last = learner.finish(state, training=True)
                     return learner.query_loss(params, last, query)
 
-            return vmap(one)(_with_floats(state, moving), episodes.query).mean()
+            return vmap(one)(with_floats(state, moving), episodes.query).mean()
 
         with torch.no_grad():
             states = [begin(params)]
@@ -518,14 +420,14 @@ class Vectorised:
                 at = torch.tensor(index, device=keys.device)
                 states.append(self._fast_step(params, states[-1], support, at))
         (grads, back), loss = grad_and_value(end, argnums=(0, 1))(
-            params, _floats(states[-1]), states[-1]
+            params, floats(states[-1]), states[-1]
         )
         for index in reversed(range(len(states) - 1)):
             states.pop()
             at = torch.tensor(index, device=keys.device)
             more, back = self._fast_pull(params, states[-1], support, at, tuple(back))
             grads = map_tensors(torch.add, grads, more)
-        pull: Any = vjp(lambda params: _floats(begin(params)), params)[1]
+        pull: Any = vjp(lambda params: floats(begin(params)), params)[1]
         grads = map_tensors(torch.add, grads, pull(list(back))[0])
         return _learnt(grads), {}, loss
 
@@ -535,9 +437,9 @@ class Vectorised:
         """Pulls a gradient by the floats of a step's outcome back through the step."""
 
         def run(params: Params, moving: list[Tensor]) -> list[Tensor]:
-            return _floats(self._step(params, _with_floats(state, moving), support, index))
+            return floats(self._step(params, with_floats(state, moving), support, index))
 
-        pull: Any = vjp(run, params, _floats(state))[1]
+        pull: Any = vjp(run, params, floats(state))[1]
         grads, moved = pull(list(back))
         return grads, tuple(moved)
 
@@ -607,13 +509,3 @@ def _moved(
 def _learnt(params: Params) -> Params:
     """What the outer optimiser changes: all but running statistics and scheduled values."""
     return {k: p for k, p in params.items() if not k.startswith((TRACKED, SCHEDULED))}
-
-
-def _floats(tree: Any) -> list[Tensor]:
-    return [x for x in tensors_of(tree) if x.is_floating_point()]
-
-
-def _with_floats(tree: Any, floats: Iterable[Tensor]) -> Any:
-    """The tree with other floating tensors; whole numbers and masks stay."""
-    left = iter(floats)
-    return map_tensors(lambda x: next(left) if x.is_floating_point() else x, tree)

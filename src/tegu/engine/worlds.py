@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from tegu import keys
-from tegu.engine.vectorise import map_tensors
+from tegu.engine.trees import map_tensors
 from tegu.episodes import Episode
 from tegu.inner import Adam, Params
 from tegu.learners.learner import SCHEDULED, TRACKED, Learner

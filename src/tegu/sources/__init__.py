@@ -5,7 +5,7 @@ from tegu.sources.causal_pairs import CausalPairs
 from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
 from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
-from tegu.sources.own import Folder, Packed
+from tegu.sources.own import Folder, Packed, Sentences, Sounds
 from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
 from tegu.sources.sinusoids import Sinusoids
@@ -28,7 +28,9 @@ __all__ = [
     "Packed",
     "Scan",
     "ScanStudy",
+    "Sentences",
     "Sinusoids",
+    "Sounds",
     "Source",
     "Tables",
     "Wanted",
@@ -50,7 +52,9 @@ SOURCES: dict[str, type[Source]] = {
         Packed,
         Scan,
         ScanStudy,
+        Sentences,
         Sinusoids,
+        Sounds,
         Tables,
     )
 }

@@ -1,4 +1,4 @@
-"""Data of one's own: a folder of images, or what was packed."""
+"""Data of one's own: folders of images or recordings, labelled texts, or what was packed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tegu.datasets import ClassDataset, load_folder, load_packed
-from tegu.datasets.folders import SHARES, Division
+from tegu.datasets import ClassDataset, load_packed, load_sentences
+from tegu.datasets.augment import Augment, spectral
+from tegu.datasets.folders import SHARES, Division, FileForm, load_files
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import read_index
+from tegu.datasets.sound_files import Spectrum
 from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
 from tegu.sampling import Tasks
@@ -89,26 +91,18 @@ class Own(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder(Own):
-    """Image files of your own: a folder with one sub-folder for each class.
+class Files(Own):
+    """Files in a folder with one sub-folder for each class.
 
     Args:
-        size: height and width that images are brought to, pixels.
-        channels: 3 for colour, 1 for grey.
-        fit: "crop" cuts the middle square out, "pad" adds white, "stretch" distorts.
         shares: of meta_train, meta_val and meta_test among the classes, where the folder
             is not divided into these itself.
         seed: of that division.
-        least: classes with fewer images are left out.
-        workers: threads that read images; 0 for one a processor.
-        hold: MiB of images up to which a split is read at once and kept in memory.
+        least: classes with fewer files are left out.
+        workers: threads that read files; 0 for one a processor.
+        hold: MiB of examples up to which a split is read at once and kept in memory.
     """
 
-    name: ClassVar[str] = "folder"
-
-    size: int = 84
-    channels: int = 3
-    fit: str = "crop"
     shares: tuple[int, ...] = SHARES
     seed: int = 0
     least: int = 1
@@ -117,22 +111,27 @@ class Folder(Own):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Form(self.size, self.channels, self.fit)
-        Division(shares=self.shares, seed=self.seed, least=self.least)
+        self.division()
+        self.form()
+
+    def form(self) -> FileForm:
+        """What every file becomes."""
+        raise TypeError(f"{type(self).__name__} has no form()")
+
+    def division(self) -> Division:
+        """Which class is in which split."""
+        return Division(shares=self.shares, seed=self.seed, least=self.least)
 
     def inputs(self) -> Inputs:
-        return Inputs("images", (self.channels, self.size, self.size))
+        form = self.form()
+        return Inputs("images", (form.channels, form.size, form.size))
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
-        return load_folder(
+        return load_files(
             self.place(),
             split,
-            size=self.size,
-            channels=self.channels,
-            fit=self.fit,
-            shares=self.shares,
-            seed=self.seed,
-            least=self.least,
+            self.form(),
+            self.division(),
             workers=self.workers,
             hold=self.hold << 20,
         )
@@ -143,6 +142,108 @@ class Folder(Own):
         divided = any((folder / split).is_dir() for split in SPLITS)
         some = (folder / "meta_val").is_dir() if divided else self.shares[1] > 0
         return self.validation or ("meta_val" if some or not self.path else "meta_train")
+
+    def more_classes(self) -> str:
+        return f"add classes, or change data.shares, now {list(self.shares)}"
+
+    def least_of(self, need: int) -> str:
+        return f"data.least={need}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder(Files):
+    """Image files of your own.
+
+    Args:
+        size: height and width that images are brought to, pixels.
+        channels: 3 for colour, 1 for grey.
+        fit: "crop" cuts the middle square out, "pad" adds white, "stretch" distorts.
+    """
+
+    name: ClassVar[str] = "folder"
+
+    size: int = 84
+    channels: int = 3
+    fit: str = "crop"
+
+    def form(self) -> FileForm:
+        return Form(self.size, self.channels, self.fit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sounds(Files):
+    """Recordings of your own, as WAV files.
+
+    Args:
+        size: bands of pitch, and moments in time, of the picture that a recording becomes.
+        seconds: of a recording; the loudest stretch of a longer one, silence around a shorter one.
+        highest: upper end of the highest band, hertz.
+        augment: of training recordings: "standard" (`spectral`), or none.
+    """
+
+    name: ClassVar[str] = "sounds"
+    network: ClassVar[Mapping[str, Any]] = {"name": "conv4", "pool": True}
+
+    size: int = 32
+    seconds: float = 1.0
+    highest: float = 4000.0
+
+    def form(self) -> FileForm:
+        return Spectrum(self.size, self.seconds, self.highest)
+
+    def varied(self) -> Augment | None:
+        return spectral if self.augment else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentences(Own):
+    """Labelled texts of your own, as vectors of hashed words and letters.
+
+    Args:
+        text: column of the texts; "": the one called text, sentence, utterance or query.
+        label: column of the classes; "": the one called label, category, intent or class.
+        size: numbers in a vector.
+        shares: of meta_train, meta_val and meta_test among the classes.
+        seed: of that division.
+        least: classes with fewer texts are left out.
+    """
+
+    name: ClassVar[str] = "sentences"
+    network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": (256,)}
+
+    text: str = ""
+    label: str = ""
+    size: int = 2048
+    shares: tuple[int, ...] = SHARES
+    seed: int = 0
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment:
+            raise InputError(
+                f"data.augment={self.augment} for texts", "none", "Leave data.augment out."
+            )
+        Division(shares=self.shares, seed=self.seed, least=self.least)
+
+    def inputs(self) -> Inputs:
+        return Inputs("vectors", (self.size,))
+
+    def load(self, split: str, data_dir: Path | None) -> ClassDataset:
+        return load_sentences(
+            self.place(),
+            split,
+            text=self.text,
+            label=self.label,
+            size=self.size,
+            shares=self.shares,
+            seed=self.seed,
+            least=self.least,
+        )
+
+    def validated(self) -> str:
+        """Without classes for validation, those of training."""
+        return self.validation or ("meta_val" if self.shares[1] > 0 else "meta_train")
 
     def more_classes(self) -> str:
         return f"add classes, or change data.shares, now {list(self.shares)}"

@@ -1,0 +1,73 @@
+"""Functions of nested tensors, compiled once for each signature and kept between runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tegu.datasets.archives import cache_folder
+from tegu.engine.trees import like, names_of, tensors_of
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs on this machine: a C++ compiler on a CPU."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
+    return any(name and shutil.which(name) for name in names)
+
+
+def _keep_compiled_code() -> None:
+    """Has compiled code kept in the user's own cache folder, for the next run to start faster.
+
+    By default it lies in the machine's folder for temporary files, gone after a restart.
+    """
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):  # then it stays where it lies by default
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+class Compiled:
+    """A function of nested tensors, compiled for each signature that it is called with.
+
+    A signature is the names of the tensors, with their shapes, strides, types and devices.
+
+    It is traced to a graph of tensor operations first. The graph holds no module and no
+    setting, so that a call checks its tensors' shapes and nothing else.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
+        self.function, self.cuda_graphs = function, cuda_graphs
+        self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
+
+    def __call__(self, *trees: Any) -> Any:
+        leaves = tensors_of(trees)
+        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+        signature = (names_of(trees), kinds)
+        if signature not in self._programs:
+            self._programs[signature] = self._compiled(trees, leaves)
+        program, shape = self._programs[signature]
+        if not self.cuda_graphs:
+            return like(shape, program(*leaves))
+        # The next replay writes where this one did: what comes out is copied first.
+        torch.compiler.cudagraph_mark_step_begin()
+        return like(shape, [x.clone() for x in program(*leaves)])
+
+    def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
+        shape: Any = None
+
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            nonlocal shape
+            shape = self.function(*like(trees, leaves))
+            return tensors_of(shape)
+
+        _keep_compiled_code()
+        graph = make_fx(flat)(*leaves)
+        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
+        return torch.compile(graph, dynamic=False, options=options), shape

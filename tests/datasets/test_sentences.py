@@ -1,0 +1,151 @@
+"""Labelled texts: files and columns, vectors that need nothing fitted, what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tegu
+from tegu.datasets import load_sentences, sentences
+from tegu.datasets.sentences import read_texts
+from tegu.errors import InputError
+
+ROWS = [("where is my card", "card"), ('say "hi", please', "talk"), ("pay, now", "pay")]
+
+
+def saved(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def many(path: Path, classes: int = 10, each: int = 3) -> Path:
+    rows = [
+        f"please do thing{i} for number {j},thing{i:02d}"
+        for i in range(classes)
+        for j in range(each)
+    ]
+    return saved(path, "\n".join(["text,label", *rows]) + "\n")
+
+
+# Files
+
+
+def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
+    quoted = "\n".join('"' + t.replace('"', '""') + '",' + n for t, n in ROWS)
+    lines = [json.dumps({"sentence": t, "intent": n, "more": 1}) for t, n in ROWS]
+    files = [
+        saved(tmp_path / "a.csv", f"text,category\n{quoted}\n"),
+        saved(tmp_path / "b.csv", f"\ufeffquery,Class\r\n{quoted}".replace("\n", "\r\n")),
+        saved(tmp_path / "c.tsv", "label\ttext\n" + "\n".join(f"{n}\t{t}" for t, n in ROWS[:1])),
+        saved(tmp_path / "d.jsonl", "\n\n".join(lines)),
+    ]
+    for file in files:
+        expected = ROWS[:1] if file.suffix == ".tsv" else ROWS
+        assert list(read_texts(file)) == expected, file
+    own = saved(tmp_path / "own.csv", "no,words,kind,label\n1,a b,k,x\n")
+    assert list(read_texts(own, text="words", label="kind")) == [("a b", "k")]
+    assert list(read_texts(own, text="words")) == [("a b", "x")]
+
+
+def test_a_text_over_two_lines_and_separators_within(tmp_path: Path) -> None:
+    file = saved(tmp_path / "a.csv", 'text,label\n"one\ntwo\u2028three",x\n')
+    assert list(read_texts(file)) == [("one\ntwo\u2028three", "x")]
+    line = json.dumps({"text": "a\u2028b", "label": 3}, ensure_ascii=False)
+    assert list(read_texts(saved(tmp_path / "a.jsonl", line))) == [("a\u2028b", "3")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.csv", "", "holds no rows"),
+        ("a.csv", "text,label\n", "holds no rows"),
+        ("a.csv", "words,label\na,b\n", "columns words, label; expected one column called text"),
+        ("a.csv", "text,query,label\na,b,c\n", "one column called text, sentence"),
+        ("a.csv", "text,label\na,b\nc\n", "line 3 of .* more or fewer cells than the header"),
+        ("a.csv", "text,label\na,b,c\n", "line 2 of .* more or fewer cells"),
+        ("a.csv", "text,label\n ,b\n", "line 2 of .* holds ' ' as its text"),
+        ("a.csv", "text,label\na,\n", "line 2 of .* holds '' as its label"),
+        ("a.jsonl", "[]", r"line 1 of .* is no JSON object \(a list\)"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text', "line 2 of .* is no JSON object"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a"}', "holds None as its label"),
+        ("a.jsonl", '{"text": ["a"], "label": "b"}', r"holds \['a'\] as its text"),
+    ],
+)
+def test_what_is_said_of_bad_files(tmp_path: Path, name: str, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        list(read_texts(saved(tmp_path / name, text)))
+
+
+def test_what_is_said_of_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latin.csv").write_bytes("text,label\ncaf\xe9,x\n".encode("latin-1"))
+    file = many(tmp_path / "a.csv")
+    for path, said in (
+        (tmp_path / "absent.csv", "there is no file"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "latin.csv", "is not text in UTF-8"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_sentences(path, "meta_train")
+    with pytest.raises(InputError, match=r"a column 'words'.*data\.text=COLUMN"):
+        load_sentences(file, "meta_train", text="words")
+    monkeypatch.setattr(sentences, "LARGEST", 10)
+    with pytest.raises(InputError, match="bytes; expected at most 10"):
+        load_sentences(file, "meta_train")
+
+
+# Classes and vectors
+
+
+def test_classes_are_divided_by_name(tmp_path: Path) -> None:
+    file = many(tmp_path / "a.csv")
+    parts = {s: load_sentences(file, s, size=64) for s in ("meta_train", "meta_val", "meta_test")}
+    assert [part.n_classes for part in parts.values()] == [6, 2, 2]
+    assert sorted(n for part in parts.values() for n in part.class_names) == [
+        f"thing{i:02d}" for i in range(10)
+    ]
+    train = parts["meta_train"]
+    assert train.examples.shape == (18, 64)
+    number = int(train.class_names[1][-2:])
+    texts = [f"please do thing{number} for number {j}" for j in range(3)]
+    assert torch.equal(tegu.read_sentences(texts, size=64), train.tensor[3:6])
+    assert load_sentences(file, "meta_train", size=64, seed=1).class_names != train.class_names
+    with pytest.raises(InputError, match=r"no class of .* is in meta_val"):
+        load_sentences(file, "meta_val", shares=(1, 0, 0))
+
+
+def test_vectors_say_what_is_in_a_text() -> None:
+    a, b, c, none = tegu.read_sentences(
+        ["lost my card", "my card is lost", "weather in rome", " "], size=1024
+    )
+    assert float(a @ b) > 3 * abs(float(a @ c))
+    torch.testing.assert_close(a.square().mean(), torch.ones(()))
+    assert none.unique().tolist() == [0]
+    alone = tegu.read_sentences(["weather in rome"], size=1024)[0]
+    assert torch.equal(alone, c)
+    assert float(tegu.read_sentences(["Lost MY card"], size=1024)[0] @ a) > 0.99 * 1024
+
+
+def test_many_texts_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {i}" for i in range(7)]
+    whole = tegu.read_sentences(texts, size=64)
+    monkeypatch.setattr(sentences, "ROWS", 3)
+    assert torch.equal(tegu.read_sentences(texts, size=64), whole)
+
+
+@pytest.mark.parametrize("size", [0, 63, 65, 1 << 17])
+def test_sizes_that_are_refused(size: int) -> None:
+    with pytest.raises(InputError, match=f"vectors of {size} numbers"):
+        tegu.read_sentences(["a"], size=size)
+
+
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentences._hashers.cache_clear()
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(InputError, match=r"pip install 'tegu\[text\]'"):
+        tegu.read_sentences(["a"])
+    with pytest.raises(InputError, match="no texts"):
+        tegu.read_sentences([])
