@@ -134,6 +134,35 @@ def test_an_entry_of_another_machine_is_run_again(
     assert len(here) == 5
 
 
+def test_the_best_comes_first_and_pictures_show_honest_figures(
+    here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = run(["maml", "protonet"], ["glyphs"], SHORT, tmp_path)
+    order = [(c["protocol"]["n_shot"], -c["value"]) for c in document["cells"]]
+    assert order == sorted(order)
+    for cell in document["cells"]:
+        cell["value"] = 0.9 if cell["protocol"]["normalisation"] == "transductive" else 0.5
+    drawn: dict[str, list[Any]] = {}
+    monkeypatch.setattr(
+        leaderboard.pictures, "tradeoff", lambda rows, path, title: drawn.update({path.name: rows})
+    )
+    paths = leaderboard.draw(document, tmp_path)
+    assert (
+        [path.name for path in paths] == list(drawn) == ["glyphs-1-shot.png", "glyphs-2-shot.png"]
+    )
+    for rows in drawn.values():
+        assert sorted((name, value) for name, value, *_ in rows) == [
+            ("maml", 0.5),
+            ("protonet", 0.5),
+        ]
+
+
+def test_a_meta_iteration_has_few_tasks() -> None:
+    assert LEARNERS["maml"].start["train.meta_batch"] == 8
+    assert job("maml", "glyphs", SHORT).recipe.train.meta_batch == 4
+    assert job("protonet", "glyphs", SHORT).recipe.train.meta_batch == 1
+
+
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_budget_ends(seconds: float) -> None:
     with pytest.raises(InputError, match=r"a budget of .* seconds; expected a number"):
