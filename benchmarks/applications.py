@@ -10,7 +10,7 @@
 
 In each, on the same tasks: what a task's support set tells by itself, by the nearest class mean
 of the inputs and by logistic regression; and a network that was meta-trained, as a prototypical
-network and, but for the photographs, by Reptile. Words and intents are divided by tegu
+network and, for spoken words, by Reptile. Words and intents are divided by tegu
 (`data.shares`), since the words have no published division for this.
 
 Entries are kept under --run; --only does some of them, and a call without it brings all together.
@@ -53,15 +53,10 @@ APPLICATIONS: dict[str, dict[str, Any]] = {
         "data.name": "sentences",
         "data.shares": [42, 10, 25],
         "data.least": 20,
-        "model.name": "mlp",
-        "model.hidden": [256],
+        "model.name": "weighted",
     },
 }
-LEARNERS = {
-    "image": ("protonet",),
-    "speech": ("protonet", "reptile"),
-    "language": ("protonet", "reptile"),
-}
+LEARNERS = {"image": ("protonet",), "speech": ("protonet", "reptile"), "language": ("protonet",)}
 N_WAY, N_QUERY, SHOTS = 5, 5, (1, 5)
 LONGER = {"image": 3}  # photographs take more time than the others
 

@@ -20,6 +20,7 @@ from tegu.models import (
     TableTransformer,
     TransformerProcess,
     ViT,
+    Weighted,
     WideResNet,
     category_pair,
     mixture_pair,
@@ -354,6 +355,23 @@ class ViTNetwork(Network):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightedNetwork(Network):
+    """The inputs with learned weights, and a linear view of them beside.
+
+    Args:
+        view: numbers in the view; 0 for none.
+    """
+
+    name: ClassVar[str] = "weighted"
+    takes: ClassVar[tuple[str, ...]] = ("vectors",)
+
+    view: int = 64
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        return Weighted(math.prod(inputs.shape), outputs, view=self.view, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class WrnNetwork(Network):
     """A wide residual network.
 
@@ -389,6 +407,7 @@ NETWORKS: dict[str, type[Network]] = {
         TransformerProcessNetwork,
         TableNetwork,
         ViTNetwork,
+        WeightedNetwork,
         WrnNetwork,
     )
 }

@@ -213,7 +213,7 @@ def test_sounds_and_sentences_from_the_command_line(
 ) -> None:
     path = recordings(tmp_path / "w", 6) if data == "sounds" else texts(tmp_path / "t.csv", 6)
     size = {"data.size": 16, "data.seconds": 0.2} if data == "sounds" else {"data.size": 64}
-    own = {"model.width": 4} if data == "sounds" else {"model.hidden": [8]}
+    own = {"model.width": 4} if data == "sounds" else {"model.view": 4}
     short = {k: v for k, v in SHORT.items() if k != "model.width"} | own
     sets = {**short, **SCORED, **size, "train.n_query": 2, "data.path": path}
     words = [w for k, v in sets.items() for w in ("--set", f"{k}={v}")]
@@ -252,7 +252,7 @@ def test_texts_are_not_varied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", ["sounds", "sentences"])
 def test_too_few_recordings_or_texts(tmp_path: Path, data: str) -> None:
     path = recordings(tmp_path / "w", 2) if data == "sounds" else texts(tmp_path / "t.csv", 2)
-    own = {"model.width": 4} if data == "sounds" else {"model.hidden": [8]}
+    own = {"model.width": 4} if data == "sounds" else {"model.view": 4}
     short = {k: v for k, v in SHORT.items() if k != "model.width"} | own
     settings = {**short, **SCORED, **CELL, "train.n_query": 2, "data.path": str(path)}
     with pytest.raises(InputError, match=r"too few examples: .* data\.least=3"):

@@ -16,6 +16,7 @@ from tegu.models.seq2seq import MemorySeq2Seq, Seq2Seq
 from tegu.models.tables import TableTransformer
 from tegu.models.tnp import TransformerProcess
 from tegu.models.vit import ViT
+from tegu.models.weighted import Weighted
 from tegu.models.wrn import WideResNet
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TableTransformer",
     "TransformerProcess",
     "ViT",
+    "Weighted",
     "WideResNet",
     "category_pair",
     "mixture_pair",

@@ -134,6 +134,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.components": (1, 1 << 16),
     "model.factor": (1, 1 << 10),
     "model.units": (0, 1 << 20),
+    "model.view": (0, 1 << 16),
     "model.latent": (0, 1 << 16),
     "model.frequencies": (0, 64),
     "train.meta_iterations": (1, math.inf),

@@ -209,7 +209,7 @@ class Sentences(Own):
     """
 
     name: ClassVar[str] = "sentences"
-    network: ClassVar[Mapping[str, Any]] = {"name": "mlp", "hidden": (256,)}
+    network: ClassVar[Mapping[str, Any]] = {"name": "weighted"}
 
     text: str = ""
     label: str = ""
