@@ -9,8 +9,8 @@
   never had.
 
 In each, on the same tasks: what a task's support set tells by itself, by the nearest class mean
-of the inputs and by logistic regression; and a network that was meta-trained, as a prototypical
-network and, for spoken words, by Reptile. Words and intents are divided by tegu
+of the inputs and by logistic regression; and a network that was meta-trained, as a
+prototypical network. Words and intents are divided by tegu
 (`data.shares`), since the words have no published division for this.
 
 Entries are kept under --run; --only does some of them, and a call without it brings all together.
@@ -56,7 +56,7 @@ APPLICATIONS: dict[str, dict[str, Any]] = {
         "model.name": "weighted",
     },
 }
-LEARNERS = {"image": ("protonet",), "speech": ("protonet", "reptile"), "language": ("protonet",)}
+LEARNERS = ("protonet",)
 N_WAY, N_QUERY, SHOTS = 5, 5, (1, 5)
 LONGER = {"image": 3}  # photographs take more time than the others
 
@@ -209,9 +209,9 @@ def main() -> None:
         rows: dict[str, Callable[[], dict[str, Any]]] = {
             shown: partial(unlearnt, name, shown, rule, arguments) for shown, rule in rules.items()
         }
-        rows |= {each: partial(trained, name, each, arguments) for each in LEARNERS[name]}
+        rows |= {each: partial(trained, name, each, arguments) for each in LEARNERS}
         for row, make in rows.items():
-            learner = row if row in LEARNERS[name] else "protonet"
+            learner = row if row in LEARNERS else "protonet"
             wanted = job(name, learner, arguments).recipe.plain()
             file = f"{name}-{row.replace(' ', '-')}.json"
             kept = entries.entry(arguments.run / file, wanted, make)
