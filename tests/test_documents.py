@@ -50,6 +50,12 @@ def test_how_it_works() -> None:
     assert tried >= 9
 
 
+def test_applications() -> None:
+    failed, tried = doctest.testfile(str(ROOT / "docs/applications.md"), module_relative=False)
+    assert not failed
+    assert tried >= 10
+
+
 def test_sequences() -> None:
     failed, tried = doctest.testfile(str(ROOT / "docs/sequences.md"), module_relative=False)
     assert not failed
