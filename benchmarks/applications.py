@@ -9,9 +9,8 @@
   never had.
 
 In each, on the same tasks: what a task's support set tells by itself, by the nearest class mean
-of the inputs and by logistic regression; and a network that was meta-trained, as a
-prototypical network. Words and intents are divided by tegu
-(`data.shares`), since the words have no published division for this.
+of the inputs and by logistic regression; and a meta-trained prototypical network. Words and
+intents are divided by tegu (`data.shares`).
 
 Entries are kept under --run; --only does some of them, and a call without it brings all together.
 """
@@ -56,7 +55,7 @@ APPLICATIONS: dict[str, dict[str, Any]] = {
         "model.name": "weighted",
     },
 }
-LEARNERS = ("protonet",)
+LEARNER = "protonet"
 N_WAY, N_QUERY, SHOTS = 5, 5, (1, 5)
 LONGER = {"image": 3}  # photographs take more time than the others
 
@@ -80,8 +79,8 @@ def place(name: str, data_dir: Path | None, folder: Path) -> str:
     return ""
 
 
-def job(name: str, learner: str, arguments: argparse.Namespace) -> Job:
-    """The training of one learner."""
+def job(name: str, arguments: argparse.Namespace) -> Job:
+    """The training of an application."""
     settings = dict(APPLICATIONS[name])
     data = settings.pop("data.name")
     if path := place(name, arguments.data_dir, arguments.run):
@@ -91,13 +90,13 @@ def job(name: str, learner: str, arguments: argparse.Namespace) -> Job:
         "train.seconds": arguments.seconds * LONGER.get(name, 1),
         "train.validate_every": 0,
         "train.seed": arguments.seed,
+        "train.n_way": 20,
+        "train.n_query": 5,
         "engine.threads": arguments.threads,
         "engine.compile": "off",
         "evaluate.episodes": arguments.episodes,
     }
-    if learner == "protonet":
-        settings |= {"train.n_way": 20, "train.n_query": 5}
-    recipe = recipes.starting(learner, data, settings)
+    recipe = recipes.starting(LEARNER, data, settings)
     mode = recipe.learner["normalisation"]
     cells = tuple(
         recipes.Cell(n_way=N_WAY, n_shot=n_shot, n_query=N_QUERY, normalisation=mode)
@@ -116,14 +115,14 @@ def cells(name: str, shown: str, results: list[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def trained(name: str, learner: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def trained(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures after meta-training."""
-    one = job(name, learner, arguments)
+    one = job(name, arguments)
     one.check()
     params, last = one.train(None)
     training = {"seconds": round(last.seconds, 1), "meta_iterations": last.iteration}
     results = [result for _, result in one.evaluate(params)]
-    return {"cells": cells(name, learner, results), "training": training}
+    return {"cells": cells(name, LEARNER, results), "training": training}
 
 
 NONE: dict[str, Any] = {"seconds": 0.0, "meta_iterations": 0}
@@ -143,7 +142,7 @@ def unlearnt(
         score: scores (Q, N) of an episode's queries, from support set and queries.
         arguments: of the command.
     """
-    one = job(name, "protonet", arguments)
+    one = job(name, arguments)
     results = []
     for cell in one.recipe.evaluate.cells:
         tasks = one.tasks(
@@ -209,10 +208,9 @@ def main() -> None:
         rows: dict[str, Callable[[], dict[str, Any]]] = {
             shown: partial(unlearnt, name, shown, rule, arguments) for shown, rule in rules.items()
         }
-        rows |= {each: partial(trained, name, each, arguments) for each in LEARNERS}
+        rows[LEARNER] = partial(trained, name, arguments)
+        wanted = job(name, arguments).recipe.plain()
         for row, make in rows.items():
-            learner = row if row in LEARNERS else "protonet"
-            wanted = job(name, learner, arguments).recipe.plain()
             file = f"{name}-{row.replace(' ', '-')}.json"
             kept = entries.entry(arguments.run / file, wanted, make)
             made.append(kept)

@@ -74,16 +74,13 @@ class Form:
             if (size := os.stat(file).st_size) > LARGEST_FILE:
                 raise ValueError(f"{size:,} bytes, more than {LARGEST_FILE:,}")
             with Image.open(file, formats=FORMATS) as opened:
-                if opened.width * opened.height > LARGEST:
-                    raise ValueError(
-                        f"{opened.width} x {opened.height} pixels, more than {LARGEST:,}"
-                    )
-                if (
-                    opened.format == "JPEG"
-                ):  # decoded at an eighth of the size, say, where that will do
-                    opened.draft(
-                        "RGB" if self.channels == 3 else "L", (2 * self.size, 2 * self.size)
-                    )
+                width, height = opened.size
+                if width * height > LARGEST:
+                    raise ValueError(f"{width} x {height} pixels, more than {LARGEST:,}")
+                if opened.format == "JPEG":
+                    # Decoded at an eighth of the size, say, where that will do.
+                    mode, twice = "RGB" if self.channels == 3 else "L", 2 * self.size
+                    opened.draft(mode, (twice, twice))
                 image = _eight_bits(ImageOps.exif_transpose(opened), self.channels)
             return _fitted(image, self)
         # Whatever a decoder raises, it is the file that is wrong: decoders of seven formats raise

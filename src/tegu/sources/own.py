@@ -91,36 +91,57 @@ class Own(Images):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(Own):
-    """Files in a folder with one sub-folder for each class.
+class Divided(Own):
+    """Classes that tegu divides into splits.
 
     Args:
-        shares: of meta_train, meta_val and meta_test among the classes, where the folder
-            is not divided into these itself.
+        shares: of meta_train, meta_val and meta_test among the classes.
         seed: of that division.
-        least: classes with fewer files are left out.
-        workers: threads that read files; 0 for one a processor.
-        hold: MiB of examples up to which a split is read at once and kept in memory.
+        least: classes with fewer examples are left out.
     """
 
     shares: tuple[int, ...] = SHARES
     seed: int = 0
     least: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.division()
+
+    def division(self) -> Division:
+        """Which class is in which split."""
+        return Division(shares=self.shares, seed=self.seed, least=self.least)
+
+    def validated(self) -> str:
+        """Without classes for validation, those of training."""
+        return self.validation or ("meta_val" if self.shares[1] > 0 else "meta_train")
+
+    def more_classes(self) -> str:
+        return f"add classes, or change data.shares, now {list(self.shares)}"
+
+    def least_of(self, need: int) -> str:
+        return f"data.least={need}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Divided):
+    """Files in a folder with one sub-folder for each class, divided where it is not itself.
+
+    Args:
+        workers: threads that read files; 0 for one a processor.
+        hold: MiB of examples up to which a split is read at once and kept in memory.
+    """
+
     workers: int = 0
     hold: int = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.division()
         self.form()
 
     def form(self) -> FileForm:
         """What every file becomes."""
         raise TypeError(f"{type(self).__name__} has no form()")
-
-    def division(self) -> Division:
-        """Which class is in which split."""
-        return Division(shares=self.shares, seed=self.seed, least=self.least)
 
     def inputs(self) -> Inputs:
         form = self.form()
@@ -139,15 +160,10 @@ class Files(Own):
     def validated(self) -> str:
         """Without classes for validation, those of training."""
         folder = Path(self.path)
-        divided = any((folder / split).is_dir() for split in SPLITS)
-        some = (folder / "meta_val").is_dir() if divided else self.shares[1] > 0
-        return self.validation or ("meta_val" if some or not self.path else "meta_train")
-
-    def more_classes(self) -> str:
-        return f"add classes, or change data.shares, now {list(self.shares)}"
-
-    def least_of(self, need: int) -> str:
-        return f"data.least={need}"
+        if not self.path or not any((folder / split).is_dir() for split in SPLITS):
+            return super().validated()
+        some = (folder / "meta_val").is_dir()
+        return self.validation or ("meta_val" if some else "meta_train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,16 +212,13 @@ class Sounds(Files):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sentences(Own):
+class Sentences(Divided):
     """Labelled texts of your own, as vectors of hashed words and letters.
 
     Args:
         text: column of the texts; "": the one called text, sentence, utterance or query.
         label: column of the classes; "": the one called label, category, intent or class.
         size: numbers in a vector.
-        shares: of meta_train, meta_val and meta_test among the classes.
-        seed: of that division.
-        least: classes with fewer texts are left out.
     """
 
     name: ClassVar[str] = "sentences"
@@ -214,9 +227,6 @@ class Sentences(Own):
     text: str = ""
     label: str = ""
     size: int = 2048
-    shares: tuple[int, ...] = SHARES
-    seed: int = 0
-    least: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,7 +234,6 @@ class Sentences(Own):
             raise InputError(
                 f"data.augment={self.augment} for texts", "none", "Leave data.augment out."
             )
-        Division(shares=self.shares, seed=self.seed, least=self.least)
 
     def inputs(self) -> Inputs:
         return Inputs("vectors", (self.size,))
@@ -240,16 +249,6 @@ class Sentences(Own):
             seed=self.seed,
             least=self.least,
         )
-
-    def validated(self) -> str:
-        """Without classes for validation, those of training."""
-        return self.validation or ("meta_val" if self.shares[1] > 0 else "meta_train")
-
-    def more_classes(self) -> str:
-        return f"add classes, or change data.shares, now {list(self.shares)}"
-
-    def least_of(self, need: int) -> str:
-        return f"data.least={need}"
 
 
 @dataclass(frozen=True, kw_only=True)
