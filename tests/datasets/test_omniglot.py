@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tegu.datasets import archives, load_lake_runs, load_omniglot, omniglot
@@ -120,6 +121,39 @@ def test_shrunk_by_the_mean(small: Path) -> None:
     expected = whole.double().unflatten(2, (35, 3)).unflatten(4, (35, 3)).mean((3, 5))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.51)
     assert len(found.unique()) > 2
+
+
+@pytest.mark.parametrize(
+    ("ink", "inside"),
+    [
+        # Left, top, right, bottom of a block of ink; the same within the 36 pixels that are left.
+        ((0, 0, 60, 60), (3, 3, 33, 33)),
+        ((45, 45, 105, 105), (3, 3, 33, 33)),
+        ((20, 10, 80, 40), (3, 10.5, 33, 25.5)),
+        ((50, 50, 55, 60), (15.5, 13, 20.5, 23)),  # small: enlarged as if it had 30 pixels
+    ],
+)
+def test_cropped_to_the_square_around_the_ink(
+    ink: tuple[int, int, int, int], inside: tuple[float, float, float, float]
+) -> None:
+    paper = np.ones((105, 105), dtype=bool)
+    paper[ink[1] : ink[3], ink[0] : ink[2]] = False
+    file = io.BytesIO()
+    Image.fromarray(paper).save(file, "PNG")
+    found = omniglot._decode(file.getvalue(), 36, "crop")[0]
+    middle = np.arange(36) + 0.5
+    left, top, right, bottom = inside
+    rows, columns = (middle > top) & (middle < bottom), (middle > left) & (middle < right)
+    black = torch.from_numpy(np.outer(rows, columns))
+    edge = F.max_pool2d(black[None].float(), 3, 1, 1)[0].bool() & ~black
+    assert found[black].max() < 128
+    assert found[~black & ~edge].min() == 255
+
+
+def test_paper_without_ink_stays_white() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.ones((105, 105), dtype=bool)).save(file, "PNG")
+    assert omniglot._decode(file.getvalue(), 28, "crop").min() == 255
 
 
 def test_size_is_the_side_of_the_images(small: Path) -> None:

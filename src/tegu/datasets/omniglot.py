@@ -13,7 +13,7 @@ import random
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,17 @@ from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, unknown
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 PARTITIONS = ("reptile", "vinyals", "alphabets")
-SHRINK = ("nearest", "mean")
+SHRINK = ("nearest", "mean", "crop")
 ENVIRONMENT_VARIABLE = "TEGU_DATA"
 
 _SIDE = 105  # pixels
 _DRAWERS = 20
+_ROOM = 1.2  # side of the square around the ink, as a multiple of the ink's longer side
+_DOT = 30  # pixels: ink smaller than this is not enlarged further
 _BACKGROUND, _EVALUATION, _RUNS = "images_background", "images_evaluation", "all_runs"
 _CHARACTERS = {_BACKGROUND: 964, _EVALUATION: 659}
 _MEMBER = re.compile(
@@ -130,7 +135,9 @@ def load_omniglot(
             or to every split ("vinyals").
         size: side of the images in pixels, 8 to 105.
         shrink: how 105 pixels become `size`. "nearest" takes the nearest pixel, as the
-            published codes do, and thin strokes break; "mean" takes the mean of the area.
+            published codes do, and thin strokes break; "mean" takes the mean of the area;
+            "crop" too, but of the square around the ink alone, so that a character fills
+            its image wherever and however large it was drawn.
         download: whether a download is allowed.
         seed: of the shuffle ("reptile") or the choice of held-out alphabets.
         held_out: how many background alphabets go to meta_val, 0 to 29;
@@ -346,11 +353,26 @@ def _decode(data: bytes, size: int, shrink: str) -> Tensor:
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        if shrink == "mean":
+        if shrink == "nearest":
+            small = image.resize((size, size), Image.Resampling.NEAREST).convert("L")
+        elif shrink == "mean":
             small = image.convert("L").resize((size, size), Image.Resampling.BOX)
         else:
-            small = image.resize((size, size), Image.Resampling.NEAREST).convert("L")
+            small = _cropped(image.convert("L"), size)
     return torch.from_numpy(np.array(small, dtype=np.uint8))[None]
+
+
+def _cropped(image: Image, size: int) -> Image:
+    """The square around the ink, which may reach beyond the paper."""
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    around = ImageOps.expand(image, _SIDE, fill=255)
+    left, top, right, bottom = ImageOps.invert(around).getbbox() or (_SIDE, _SIDE, _SIDE, _SIDE)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    half = max(right - left, bottom - top, _DOT) * _ROOM / 2
+    box = (x - half, y - half, x + half, y + half)
+    return around.resize((size, size), Resampling.BOX, box=box)
 
 
 def _source(folder: Path, part: str) -> Path:

@@ -100,7 +100,7 @@ class Omniglot(Ink):
     Args:
         partition: reptile, vinyals or alphabets.
         rotations: rotated characters are training classes too.
-        shrink: nearest or mean, as for `load_omniglot`.
+        shrink: nearest, mean or crop, as for `load_omniglot`.
     """
 
     name: ClassVar[str] = "omniglot"
