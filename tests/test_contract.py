@@ -361,6 +361,11 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
+    "matchingnet, in turn": Row(
+        lambda model: LEARNERS["matchingnet"](model=model, n_way=N_WAY, scale=3.0, in_turn=True),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
     "meta-curvature": Row(
         lambda model: LEARNERS["meta-curvature"](model=model, inner_steps=2, inner_lr=0.1),
         support_order_matters=False,
@@ -431,6 +436,11 @@ ROWS = {
     ),
     "protonet": Row(
         lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY),
+        support_order_matters=False,
+        renaming_permutes=True,
+    ),
+    "protonet, in turn": Row(
+        lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY, in_turn=True),
         support_order_matters=False,
         renaming_permutes=True,
     ),

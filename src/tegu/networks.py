@@ -10,6 +10,7 @@ from torch import nn
 
 from tegu.models import (
     Conv4,
+    ConvNet,
     MaskedMlps,
     MemorySeq2Seq,
     Mlp,
@@ -76,6 +77,33 @@ class Conv4Network(Network):
         channels, size, _ = inputs.shape
         width = self.widths or self.width
         return Conv4(outputs, channels=channels, size=size, width=width, pool=self.pool, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvNetNetwork(Network):
+    """Convolutions, as many as you like.
+
+    Args:
+        widths: filters of each layer.
+        strides: of each layer, 1 or 2.
+    """
+
+    name: ClassVar[str] = "convnet"
+    takes: ClassVar[tuple[str, ...]] = ("images",)
+
+    widths: tuple[int, ...] = (32, 64, 64, 128, 128)
+    strides: tuple[int, ...] = (2, 2, 1, 2, 1)
+
+    def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
+        channels, size, _ = inputs.shape
+        return ConvNet(
+            outputs,
+            channels=channels,
+            size=size,
+            widths=self.widths,
+            strides=self.strides,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.errors import InputError
-from tegu.models import Conv4, Mlp
+from tegu.models import Conv4, ConvNet, Mlp
 from tegu.models.convolution import max_pool
 
 
@@ -63,6 +63,43 @@ def test_pooled_network_is_what_torchs_layers_make() -> None:
     assert features.shape == (6, 2 * 2 * 7)
     torch.testing.assert_close(model.body(x), features)
     torch.testing.assert_close(model(x), features @ model.head.weight.T + model.head.bias)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "side"), [(28, (2, 2, 1, 2, 1), 4), (33, (1, 2, 1, 1, 2), 9)]
+)
+def test_any_number_of_convolutions(size: int, strides: tuple[int, ...], side: int) -> None:
+    """Sizes, and what torch's layers make of the same weights."""
+    widths = (3, 4, 12, 5, 6)
+    model = ConvNet(7, channels=2, size=size, widths=widths, strides=strides).double()
+    generator = torch.Generator().manual_seed(0)
+    for norm in model.body.norms:
+        norm.weight.data.uniform_(0.5, 2, generator=generator)
+        norm.bias.data.uniform_(-1, 1, generator=generator)
+    x = torch.rand(6, 2, size, size, generator=generator, dtype=torch.float64)
+    h = x
+    for conv, norm, stride in zip(model.body.convs, model.body.norms, strides, strict=True):
+        kernel = conv.weight.reshape(3, 3, h.shape[1], -1).permute(3, 2, 0, 1)
+        h = F.conv2d(h, kernel, stride=stride, padding=1)
+        h = F.relu(F.batch_norm(h, None, None, norm.weight, norm.bias, training=True, eps=1e-5))
+    features = h.permute(0, 2, 3, 1).flatten(1)
+    assert features.shape == (6, model.feature_width) == (6, side * side * 6)
+    torch.testing.assert_close(model.body(x), features)
+    torch.testing.assert_close(model(x), features @ model.head.weight.T + model.head.bias)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"widths": (4, 4)}, "2 widths and 5 strides .* one of each"),
+        ({"widths": (), "strides": ()}, "0 widths and 0 strides"),
+        ({"widths": (4, 0), "strides": (1, 2)}, "1 filter or more"),
+        ({"widths": (4, 4), "strides": (1, 3)}, "strides of 1 or 2"),
+    ],
+)
+def test_convolutions_that_are_none(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        ConvNet(5, **settings)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 4)])

@@ -19,12 +19,13 @@ from torch import Tensor
 from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.head import Head, members
+from tegu.learners.head import members
 from tegu.learners.learner import State
+from tegu.learners.turns import Turns
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingNet(Head):
+class MatchingNet(Turns):
     """Attention over the support set by cosine similarity in a learned space.
 
     Args:

@@ -16,19 +16,20 @@ from torch import Tensor
 
 from tegu.episodes import Examples
 from tegu.inner import Params
-from tegu.learners.head import Head, class_means, members, squared_distances
+from tegu.learners.head import class_means, members, squared_distances
 from tegu.learners.learner import State
+from tegu.learners.turns import Turns
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProtoNet(Head):
+class ProtoNet(Turns):
     """Nearest class mean in a learned space.
 
     Meta-training with more ways than evaluation has is the paper's main lever;
     `n_way` may differ between the two.
 
     Reference:
-        arXiv:1703.05175. Differs from the paper: nowhere.
+        arXiv:1703.05175. Differs from the paper: nowhere, unless `in_turn`.
     """
 
     name: ClassVar[str] = "protonet"

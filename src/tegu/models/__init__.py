@@ -2,6 +2,7 @@
 
 from tegu.models.categories import category_pair, tables_of
 from tegu.models.conv4 import Conv4
+from tegu.models.convnet import ConvNet
 from tegu.models.convolution import Conv
 from tegu.models.experts import ExpertPair
 from tegu.models.masked_mlps import MaskedMlps
@@ -23,6 +24,7 @@ __all__ = [
     "BatchNorm",
     "Conv",
     "Conv4",
+    "ConvNet",
     "ExpertPair",
     "MaskedMlps",
     "MemorySeq2Seq",
