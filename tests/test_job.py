@@ -186,6 +186,10 @@ def test_photos_are_loaded_as_the_recipe_says(
         ),
         ({"model__name": "resnet12"}, ResNet12(2)),
         (
+            {"model__name": "convnet", "model__widths": [2, 3], "model__strides": [2, 1]},
+            ConvNet(2, channels=3, size=32, widths=(2, 3), strides=(2, 1)),
+        ),
+        (
             {"model__name": "resnet12", "model__widths": [2, 3, 4, 5]},
             ResNet12(2, widths=(2, 3, 4, 5)),
         ),

@@ -424,6 +424,7 @@ NETWORKS: dict[str, type[Network]] = {
     cls.name: cls
     for cls in (
         Conv4Network,
+        ConvNetNetwork,
         MaskedMlpsNetwork,
         MemorySeq2SeqNetwork,
         MlpNetwork,
