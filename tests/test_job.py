@@ -20,7 +20,7 @@ from tegu.errors import InputError
 from tegu.job import WORTH_COMPILING, Job
 from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
-from tegu.models import Conv4, Mlp, ResNet12, WideResNet
+from tegu.models import Conv4, ConvNet, Mlp, ResNet12, WideResNet
 from tegu.recipes import Cell, parse, starting
 from tegu.sampling import ClassBatches, FewShotTasks
 from tegu.sources import SOURCES
