@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tegu.episodes import Episode, pooled
+from tegu.episodes import Episode, Examples, pooled
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 
@@ -34,14 +34,17 @@ class Turns(Head):
             return super().outer_loss(params, episode, key)
         features = torch.cat(self.passed(params, episode))
         both, group = pooled(episode), groups(episode, self.n_way)
+        shown = len(episode.support.mask)  # the most that a group holds
 
         def turn(index: Tensor) -> Tensor:
-            known = both._replace(mask=both.mask & (group == index))
-            asked = both._replace(mask=both.mask & (group != index))
-            state = self._fitted(params, features, known)
+            mine = group == index
+            rows = (~mine).long().argsort(stable=True)[:shown]
+            known = Examples(both.x[rows], both.y[rows], mine[rows])
+            asked = both._replace(mask=both.mask & ~mine)
+            state = self._fitted(params, features[rows], known)
             return self.loss(self._scored(params, state, features, asked.mask), asked)
 
-        turns = 1 + -(-len(episode.query.mask) // len(episode.support.mask))
+        turns = 1 + -(-len(episode.query.mask) // shown)
         losses: Tensor = torch.func.vmap(turn)(torch.arange(turns, device=features.device))
         return losses.mean()
 
