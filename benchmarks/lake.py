@@ -61,7 +61,7 @@ PUBLISHED = {
 # What a learner is given beside its usual settings; cosines as in `matchingnet`, and every
 # example as support in its turn, learn fastest on the held-out alphabets.
 OWN: dict[str, dict[str, Any]] = {
-    "matchingnet": {"learner.scale": 25.0, "learner.in_turn": True},
+    "matchingnet": {"learner.scale": 25.0, "learner.turns": 6},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
     "convnet": {"model.name": "convnet"},

@@ -361,8 +361,8 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
-    "matchingnet, in turn": Row(
-        lambda model: LEARNERS["matchingnet"](model=model, n_way=N_WAY, scale=3.0, in_turn=True),
+    "matchingnet, in turns": Row(
+        lambda model: LEARNERS["matchingnet"](model=model, n_way=N_WAY, scale=3.0, turns=3),
         support_order_matters=False,
         renaming_permutes=True,
     ),
@@ -439,8 +439,8 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=True,
     ),
-    "protonet, in turn": Row(
-        lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY, in_turn=True),
+    "protonet, in turns": Row(
+        lambda model: LEARNERS["protonet"](model=model, n_way=N_WAY, turns=3),
         support_order_matters=False,
         renaming_permutes=True,
     ),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tegu import keys
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select, stack
+from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import MatchingNet, ProtoNet
 from tegu.learners.turns import groups
@@ -62,32 +63,46 @@ def test_padding_is_in_no_group() -> None:
     assert groups(padded, 3).tolist() == [0, 0, -1, 1, -1, -1, -1]
 
 
-def reference(features: Any, params: Params, episode: Episode, learner: ProtoNet) -> Tensor:
-    """Mean over the groups of the loss of all the other examples, by nearest class mean."""
+def reference(features: Any, params: Params, episode: Episode, turns: int) -> Tensor:
+    """Mean loss of what each group can be asked, by nearest class mean."""
     x = torch.cat([half.x for half in episode])
     y = torch.cat([half.y for half in episode])
-    group = torch.tensor(dealt(y.tolist(), {0: 1, 1: 1, 2: 1}))
+    shots = {int(n): int((episode.support.y == n).sum()) for n in episode.support.y.unique()}
+    group = torch.tensor(dealt(y.tolist(), shots))
     points, losses = features(params, x), []
-    for turn in range(int(group.max()) + 1):
-        known, asked = group == turn, group != turn
-        means = torch.stack([points[known & (y == n)].mean(0) for n in range(3)])
-        scores = -((points[asked][:, None] - means) ** 2).sum(-1)
-        losses.append(nn.functional.cross_entropy(scores, y[asked]))
+    for turn in range(turns):
+        shown = [n for n in range(3) if bool(((group == turn) & (y == n)).any())]
+        means = {n: points[(group == turn) & (y == n)].mean(0) for n in shown}
+        for i in range(len(y)):
+            if group[i] != turn and int(y[i]) in shown:
+                scores = torch.stack([-((points[i] - means[n]) ** 2).sum() for n in shown])
+                losses.append(-scores.log_softmax(0)[shown.index(int(y[i]))])
     return torch.stack(losses).mean()
 
 
-def test_meta_gradient(smooth: nn.Module, smooth_features: Any, slopes: Any) -> None:
+BALANCED = [
+    ([0, 1, 2], [0, 1, 2, 2, 1, 0]),
+    ([2, 0, 1], [1, 0, 2, 0, 1, 2]),
+    ([1, 2, 0], [2, 2, 0, 0, 1, 1]),
+]
+RAGGED = [
+    ([0, 1, 1, 2], [1, 2, 1, 0, 1, 1, 0]),
+    ([0, 2], [2, 0, 2, 0, 2]),  # of class 1 nothing
+    ([1, 0, 2], [1, 1, 1, 1, 0]),
+]
+
+
+@pytest.mark.parametrize("labels", [BALANCED, RAGGED], ids=["balanced", "ragged"])
+def test_meta_gradient(
+    labels: list[tuple[list[int], list[int]]], smooth: nn.Module, smooth_features: Any, slopes: Any
+) -> None:
     """Against autograd through the loop, and against differences of it."""
-    episodes = [
-        episode_of([0, 1, 2], [0, 1, 2, 2, 1, 0], seed=1),
-        episode_of([2, 0, 1], [1, 0, 2, 0, 1, 2], seed=2),
-        episode_of([1, 2, 0], [2, 2, 0, 0, 1, 1], seed=3),
-    ]
-    learner = ProtoNet(model=smooth, n_way=3, in_turn=True)
+    episodes = [episode_of(*each, seed=i) for i, each in enumerate(labels)]
+    learner = ProtoNet(model=smooth, n_way=3, turns=4)
     params = learner.init()
 
     def by_hand(p: Params) -> Tensor:
-        each = [reference(smooth_features, p, episode, learner) for episode in episodes]
+        each = [reference(smooth_features, p, episode, 4) for episode in episodes]
         return torch.stack(each).mean()
 
     wrt = {k: v.clone().requires_grad_() for k, v in params.items()}
@@ -104,11 +119,11 @@ def test_one_shot_and_one_query_is_the_mean_of_both_ways(smooth: nn.Module) -> N
     """Support and queries exchanged, by the learner that does not exchange them."""
     episode = episode_of([0, 1, 2], [2, 0, 1], seed=4)
     turned = Episode(episode.query, episode.support)
-    in_turn, plain = (
-        MatchingNet(model=smooth, n_way=3, scale=5.0, in_turn=turns) for turns in (True, False)
+    both_ways, plain = (
+        MatchingNet(model=smooth, n_way=3, scale=5.0, turns=turns) for turns in (2, 1)
     )
     params = plain.init()
-    found = in_turn.outer_loss(params, episode, KEYS[0])
+    found = both_ways.outer_loss(params, episode, KEYS[0])
     both = [plain.outer_loss(params, each, KEYS[0]) for each in (episode, turned)]
     torch.testing.assert_close(found, torch.stack(both).mean())
 
@@ -116,9 +131,14 @@ def test_one_shot_and_one_query_is_the_mean_of_both_ways(smooth: nn.Module) -> N
 def test_answers_are_those_without_turns(smooth: nn.Module) -> None:
     episode = episode_of([0, 1, 2], [2, 0, 1], seed=5)
     answers = []
-    for turns in (True, False):
-        learner = ProtoNet(model=smooth, n_way=3, in_turn=turns)
+    for turns in (3, 1):
+        learner = ProtoNet(model=smooth, n_way=3, turns=turns)
         params = learner.init()
         state = learner.adapt(params, episode.support, KEYS[0])
         answers.append(learner.predict(params, state, episode.query.x, episode.query.mask))
     torch.testing.assert_close(answers[0], answers[1], rtol=0, atol=0)
+
+
+def test_no_turn_at_all(smooth: nn.Module) -> None:
+    with pytest.raises(InputError, match="turns is 0; expected at least 1"):
+        ProtoNet(model=smooth, turns=0)

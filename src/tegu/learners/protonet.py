@@ -29,7 +29,7 @@ class ProtoNet(Turns):
     `n_way` may differ between the two.
 
     Reference:
-        arXiv:1703.05175. Differs from the paper: nowhere, unless `in_turn`.
+        arXiv:1703.05175. Differs from the paper: nowhere, unless `turns` is above 1.
     """
 
     name: ClassVar[str] = "protonet"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples, pooled
+from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 
@@ -22,31 +23,40 @@ class Turns(Head):
     """A head so cheap that an episode can be learnt many times over.
 
     Args:
-        in_turn: while meta-training, deal each class's examples into groups of as many as
-            it has shots, and let each group be the support set of all the others. One
-            pass of the features then gives 1 + queries / shots tasks in place of one.
+        turns: while meta-training, deal each class's examples into groups of as many as it
+            has shots, and let so many groups, one after another, be the support set of all
+            the others, as far as they show their classes. 1: support and queries as they
+            are drawn; 1 + queries / shots: every example in its turn, from one pass of the
+            features.
     """
 
-    in_turn: bool = False
+    turns: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.turns < 1:
+            raise InputError(f"turns is {self.turns}", "at least 1", "Write turns=1, or 6.")
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
-        if not self.in_turn:
+        if self.turns == 1:
             return super().outer_loss(params, episode, key)
         features = torch.cat(self.passed(params, episode))
         both, group = pooled(episode), groups(episode, self.n_way)
         shown = len(episode.support.mask)  # the most that a group holds
 
-        def turn(index: Tensor) -> Tensor:
+        def turn(index: Tensor) -> tuple[Tensor, Tensor]:
             mine = group == index
             rows = (~mine).long().argsort(stable=True)[:shown]
             known = Examples(both.x[rows], both.y[rows], mine[rows])
-            asked = both._replace(mask=both.mask & ~mine)
             state = self._fitted(params, features[rows], known)
-            return self.loss(self._scored(params, state, features, asked.mask), asked)
+            # Only of classes that the group shows: sizes may differ.
+            asked = both._replace(mask=both.mask & ~mine & state["present"][both.y])
+            loss = self.loss(self._scored(params, state, features, asked.mask), asked)
+            return loss, asked.mask.sum()
 
-        turns = 1 + -(-len(episode.query.mask) // shown)
-        losses: Tensor = torch.func.vmap(turn)(torch.arange(turns, device=features.device))
-        return losses.mean()
+        losses, counts = torch.func.vmap(turn)(torch.arange(self.turns, device=features.device))
+        found: Tensor = (losses * counts).sum() / counts.sum().clamp(min=1)
+        return found
 
 
 def groups(episode: Episode, n_way: int) -> Tensor:
