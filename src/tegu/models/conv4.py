@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu.errors import InputError
-from tegu.models.convolution import Conv, max_pool
+from tegu.models.convnet import Body
 from tegu.models.linear import Linear
-from tegu.models.norm import BatchNorm
-
-
-class Body(nn.Module):
-    """Four times convolution, batch normalisation, ReLU, and pooling or none: image to features."""
-
-    def __init__(
-        self, channels: int, widths: Sequence[int], *, pool: bool, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.pool = pool
-        self.convs = nn.ModuleList(
-            Conv(a, b, stride=1 if pool else 2, generator=generator)
-            for a, b in pairwise([channels, *widths])
-        )
-        eps = 1e-5 if pool else 1e-3
-        self.norms = nn.ModuleList(BatchNorm(width, eps=eps) for width in widths)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to features (B, D)."""
-        x = x.permute(0, 2, 3, 1)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.relu(norm(conv(x)))
-            if self.pool:
-                x = max_pool(x)
-        return x.flatten(1)
 
 
 class Conv4(nn.Module):
@@ -104,7 +76,8 @@ class Conv4(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         side = size // 16 if pool else -(-size // 16)
         self.feature_width = side * side * widths[-1]
-        self.body = Body(channels, widths, pool=pool, generator=generator)
+        strides, eps = ([1] * 4, 1e-5) if pool else ([2] * 4, 1e-3)
+        self.body = Body(channels, widths, strides, pool=pool, eps=eps, generator=generator)
         self.head = (
             Linear(self.feature_width, n_way, generator=generator) if n_way else nn.Identity()
         )

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu.errors import InputError
-from tegu.models.convolution import Conv
+from tegu.models.convolution import Conv, max_pool
 from tegu.models.linear import Linear
 from tegu.models.norm import BatchNorm
 
 
 class Body(nn.Module):
-    """Convolution, batch normalisation and ReLU, as often as there are widths."""
+    """Convolution, batch normalisation, ReLU, and pooling or none, as often as there are widths."""
 
     def __init__(
         self,
@@ -24,28 +24,32 @@ class Body(nn.Module):
         widths: Sequence[int],
         strides: Sequence[int],
         *,
+        pool: bool = False,
+        eps: float = 1e-5,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        self.pool = pool
         pairs = zip(pairwise([channels, *widths]), strides, strict=True)
         self.convs = nn.ModuleList(
             Conv(a, b, stride=stride, generator=generator) for (a, b), stride in pairs
         )
-        self.norms = nn.ModuleList(BatchNorm(width, eps=1e-5) for width in widths)
+        self.norms = nn.ModuleList(BatchNorm(width, eps=eps) for width in widths)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to features (B, D)."""
         x = x.permute(0, 2, 3, 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
+            if self.pool:
+                x = max_pool(x)
         return x.flatten(1)
 
 
 class ConvNet(nn.Module):
     """3x3 convolutions one after another; some halve the image.
 
-    At equal time on a processor it is the better choice beside `Conv4`: layers without a
-    stride, where the image is small, cost little and see far.
+    Layers without a stride, where the image is small already, cost little and see far.
 
     Args:
         n_way: number of outputs N; 0 for none, so that a pass returns features.
