@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tegu import keys
 from tegu.datasets import CausalGraphs, Sinusoids
@@ -60,6 +61,7 @@ class Row:
         queries_together: whether the answer to a query may depend on the other
             queries, under a normalisation that leaves them out.
         causal: whether it predicts each support example from those before it alone.
+        asks: whether it asks the device for values on the way, so that a GPU cannot replay it.
         kind: of tasks that it is held to, one of `KINDS`.
     """
 
@@ -68,6 +70,7 @@ class Row:
     renaming_permutes: bool
     queries_together: bool = False
     causal: bool = False
+    asks: bool = False
     kind: str = "classes"
 
 
@@ -546,6 +549,7 @@ ROWS = {
         support_order_matters=False,
         renaming_permutes=False,
         kind="sequences",
+        asks=True,
     ),
     "simpleshot": Row(
         lambda model: LEARNERS["simpleshot"](model=wide(model), n_way=N_WAY, n_classes=7),
@@ -1036,6 +1040,72 @@ def test_a_gpu_gives_what_the_cpu_gives(learner: Learner, episodes: Episode) -> 
     found = Vectorised(learner).predict(params, state, there.query)
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), expected)
+
+
+class Asking(TorchDispatchMode):
+    """Notes operations for which a GPU would have to be waited for: they end a recording."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [x for x in args[1] if x is not None] if name == "index" else []
+        waits = {"_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal"}
+        if name in waits or any(mask.dtype == torch.bool for mask in masks):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_counts_as_asking() -> None:
+    x = torch.ones(3)
+    for ask in (
+        lambda: torch.tensor([1.0]),
+        lambda: x.new_tensor(2.0),
+        lambda: x.sum().item(),
+        lambda: bool(x.all()),
+        lambda: x[x > 0],
+    ):
+        with Asking() as asking:
+            ask()
+        assert asking.found
+    with Asking() as asking:
+        torch.full((), 3), x[torch.arange(2)], 2 * x**2
+    assert not asking.found
+
+
+def test_a_task_is_learnt_without_asking_for_values(
+    row: Row, learner: Learner, episodes: Episode
+) -> None:
+    engine, params = Vectorised(learner, vectorise="vmap"), learner.init()
+    outer, rate = engine.outer_state(params), torch.full((), 0.5, dtype=torch.float64)
+    with Asking() as asking:
+        if type(learner).outer_update is None:
+            engine._update(params, outer, episodes, KEYS, rate)
+        else:
+            engine._rule(params, episodes, KEYS, rate)
+        engine.adapt(params, episodes.support, KEYS)
+    assert bool(asking.found) == row.asks
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_replayed_update_is_the_update(row: Row, learner: Learner, episodes: Episode) -> None:
+    if row.asks:
+        pytest.skip("it asks for values")
+    learner.model.cuda()
+    params, there = map_tensors(Tensor.cuda, (learner.init(), episodes))
+    found = []
+    for cuda_graphs in (False, True):
+        engine = Vectorised(learner, cuda_graphs=cuda_graphs)
+        now, outer = params, engine.outer_state(params)
+        kept = []
+        for _ in range(4):  # called, recorded, replayed
+            now, outer, loss = engine.update(now, outer, there, KEYS.cuda(), outer_lr=0.01)
+            kept += [now, loss, engine.adapt(now, there.support, KEYS.cuda())]
+        found.append(kept)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
 def test_padding_changes_nothing(row: Row, learner: Learner, episodes: Episode) -> None:

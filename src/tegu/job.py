@@ -26,6 +26,7 @@ from tegu.recipes import Cell, Recipe
 from tegu.sampling import ClassBatches, Tasks
 from tegu.sources import SOURCES, Wanted
 
+SWITCHES = ("auto", "on", "off")
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
 
@@ -59,10 +60,10 @@ class Job:
                 "a device that this machine has",
                 "Write cpu, or cuda where there is a GPU.",
             ) from failure
-        if self.recipe.engine.compile not in ("auto", "on", "off"):
-            raise unknown(
-                "value of engine.compile", self.recipe.engine.compile, ["auto", "on", "off"]
-            )
+        for name in ("compile", "cuda_graphs"):
+            value = getattr(self.recipe.engine, name)
+            if value not in SWITCHES:
+                raise unknown(f"value of engine.{name}", value, SWITCHES)
         if self.recipe.engine.threads > 0:
             torch.set_num_threads(self.recipe.engine.threads)
 
@@ -249,10 +250,16 @@ class Job:
             vectorise=settings.vectorise,
             compile=compiled,
             precision=settings.precision,
-            cuda_graphs=settings.cuda_graphs,
+            cuda_graphs=self._cuda_graphs,
             checkpoint=settings.checkpoint and learner.outer_update is None,
             at_once=settings.at_once,
         )
+
+    @property
+    def _cuda_graphs(self) -> bool:
+        engine = self.recipe.engine
+        on_gpu = torch.device(engine.device).type == "cuda"
+        return engine.cuda_graphs == "on" or (engine.cuda_graphs == "auto" and on_gpu)
 
     @cached_property
     def training_engine(self) -> Vectorised:
@@ -302,14 +309,11 @@ class Job:
         )
 
     def _validate(self, params: Params) -> float:
-        cell, train = self.recipe.evaluate.cells[0], self.recipe.train
-        tasks = self._validation_tasks
-        engine = Vectorised(self.judge(cell), vectorise=self.recipe.engine.vectorise)
-        measure = self.measure
+        train, measure = self.recipe.train, self.measure
         (result,) = evaluate(
-            engine,
+            self._validation_engine,
             params,
-            tasks,
+            self._validation_tasks,
             episodes=train.validate_episodes,
             at_once=self.recipe.evaluate.at_once,
             score=measure.score,
@@ -317,6 +321,14 @@ class Job:
             ranks=self.ranks,
         )
         return result.value
+
+    @cached_property
+    def _validation_engine(self) -> Vectorised:
+        return Vectorised(
+            self.judge(self.recipe.evaluate.cells[0]),
+            vectorise=self.recipe.engine.vectorise,
+            cuda_graphs=self._cuda_graphs,
+        )
 
     @cached_property
     def _validation_tasks(self) -> Tasks:

@@ -31,6 +31,7 @@ ROUNDS = 8  # of the network behind `shuffled`
 FEW = 1 << 12  # numbers whose order needs more rounds: pairs of small ranges mix slowly
 ROUNDS_OF_FEW = 20  # with 12, the 720 orders of six differ in how often they come up
 
+_WORDS = 1 << 64
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _M1 = _signed(0xBF58476D1CE4E5B9)
 _M2 = _signed(0x94D049BB133111EB)
@@ -44,6 +45,14 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _M1
     x = (x ^ _shift(x, 27)) * _M2
     return x ^ _shift(x, 31)
+
+
+def _mixed(x: int) -> int:
+    """`_mix` of a plain number: a GPU need not wait for it to be copied there."""
+    x %= _WORDS
+    x = (x ^ x >> 30) * _M1 % _WORDS
+    x = (x ^ x >> 27) * _M2 % _WORDS
+    return _signed(x ^ x >> 31)
 
 
 def key(seed: int, *path: int | str, device: torch.device | str = "cpu") -> Tensor:
@@ -61,10 +70,11 @@ def key(seed: int, *path: int | str, device: torch.device | str = "cpu") -> Tens
         >>> int(key(0, "meta_train")) == int(key(0, "meta_test"))
         False
     """
-    out = _mix(torch.tensor(_signed(seed % (1 << 64)), device=device) + _GAMMA)
+    out = _mixed(seed + _GAMMA)
     for part in path:
-        out = fold(out, zlib.crc32(part.encode()) if isinstance(part, str) else part)
-    return out
+        number = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        out = _mixed(_mixed(out + _GAMMA) ^ _mixed(number * _GAMMA))
+    return torch.full((), out, device=device)
 
 
 def fold(key: Tensor, data: int | Tensor) -> Tensor:
@@ -77,7 +87,8 @@ def fold(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         int64 keys of the broadcast shape.
     """
-    return _mix(_mix(key + _GAMMA) ^ (_mix(torch.as_tensor(data, device=key.device) * _GAMMA)))
+    mixed = _mix(data * _GAMMA) if isinstance(data, Tensor) else _mixed(data * _GAMMA)
+    return _mix(_mix(key + _GAMMA) ^ mixed)
 
 
 def bits(key: Tensor, n: int) -> Tensor:
@@ -158,7 +169,8 @@ def distinct(key: Tensor, population: int | Tensor, n: int) -> Tensor:
         >>> sorted(distinct(key(0), 4, 4).tolist())
         [0, 1, 2, 3]
     """
-    size = torch.as_tensor(population, device=key.device).expand(key.shape)
+    size = population if isinstance(population, Tensor) else torch.full_like(key, population)
+    size = size.expand(key.shape)
     draws = _shift(bits(fold(key, 1), n), 1)
     chosen: list[Tensor] = []
     for j in range(n):

@@ -35,10 +35,10 @@ def batches(
     """Iterations first to last - 1, each with its number, episodes and keys.
 
     Iteration i has episodes i * meta_batch and on, however blocks are cut, or those of
-    them that `own` picks where processes share a meta-batch. A thread
-    draws the next block during the work on this one where that work is on another
-    device, or where `tasks.waits` says that drawing waits for files: a processor
-    that does both would only be shared.
+    them that `own` picks where processes share a meta-batch. A thread draws the next block
+    during the work on this one where `tasks.waits` says that drawing waits for files. Else
+    whatever does the work would only be shared: a GPU is asked for a block ahead of its work
+    anyway.
 
     Episodes are put on `device`, or stay where they are drawn.
     """
@@ -57,7 +57,7 @@ def batches(
         drawn = draw(block)
     size = sum(x.numel() * x.element_size() for x in tensors_of(drawn[0]))
     length = max(1, min(BLOCK, BLOCK_BYTES // max(size, 1)))
-    ahead = getattr(tasks, "waits", False) or drawn[0].support.x.device.type != "cpu"
+    ahead = getattr(tasks, "waits", False)
     with ExitStack() as stack:
         reader = stack.enter_context(_reader()) if ahead else None
         while block:

@@ -33,31 +33,29 @@ def _keep_compiled_code() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+def signature_of(trees: Any, leaves: list[Tensor]) -> Any:
+    """Names of the tensors in some trees, with their shapes, strides, types and devices."""
+    return names_of(trees), tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
+
+
 class Compiled:
     """A function of nested tensors, compiled for each signature that it is called with.
-
-    A signature is the names of the tensors, with their shapes, strides, types and devices.
 
     It is traced to a graph of tensor operations first. The graph holds no module and no
     setting, so that a call checks its tensors' shapes and nothing else.
     """
 
-    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool = False) -> None:
-        self.function, self.cuda_graphs = function, cuda_graphs
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
         self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
         leaves = tensors_of(trees)
-        kinds = tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
-        signature = (names_of(trees), kinds)
+        signature = signature_of(trees, leaves)
         if signature not in self._programs:
             self._programs[signature] = self._compiled(trees, leaves)
         program, shape = self._programs[signature]
-        if not self.cuda_graphs:
-            return like(shape, program(*leaves))
-        # The next replay writes where this one did: what comes out is copied first.
-        torch.compiler.cudagraph_mark_step_begin()
-        return like(shape, [x.clone() for x in program(*leaves)])
+        return like(shape, program(*leaves))
 
     def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
         shape: Any = None
@@ -69,5 +67,4 @@ class Compiled:
 
         _keep_compiled_code()
         graph = make_fx(flat)(*leaves)
-        options: Any = {"triton.cudagraphs": True} if self.cuda_graphs else None
-        return torch.compile(graph, dynamic=False, options=options), shape
+        return torch.compile(graph, dynamic=False), shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch.func import grad_and_value, vjp, vmap
 from tegu.engine.compiled import Compiled
 from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
+from tegu.engine.recorded import Recorded
 from tegu.engine.trees import floats, map_tensors, with_floats
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
@@ -61,8 +63,9 @@ class Vectorised:
         precision: "fp32", or "bf16" for the passes through the model while
             task weights, optimiser state and outer update stay in fp32; "auto" for
             whichever this machine multiplies faster in.
-        cuda_graphs: record what is compiled as CUDA graphs, and replay them: of use where a
-            GPU waits for the processor between small operations. Nothing on a CPU.
+        cuda_graphs: record whole updates, and the learning of tasks, as CUDA graphs, and
+            replay them: of use where a GPU waits for the processor between small
+            operations. Nothing on a CPU.
         checkpoint: keep only the task weights between inner steps and run each step
             again on the way back, so that memory hardly grows with their number.
         at_once: tasks of a meta-batch that run side by side; 0 for all. The others follow,
@@ -102,12 +105,21 @@ class Vectorised:
         self.cuda_graphs = cuda_graphs
 
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
-            return Compiled(function, cuda_graphs=cuda_graphs) if compile else function
+            return Compiled(function) if compile else function
+
+        def whole(function: Callable[..., Any]) -> Callable[..., Any]:
+            return Recorded(function) if cuda_graphs else function
 
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
         self._fast_gradient = made(self._gradient)
         self._fast_update = made(self._update)
+        self._whole_update = whole(self._gradient_update)
+        self._whole_rule = whole(self._rule)
+        self._whole_adapt = {
+            training: whole(partial(self._adapt_vmap, training=training))
+            for training in (True, False)
+        }
 
     def of(self, learner: Learner) -> Vectorised:
         """Another learner under the same settings."""
@@ -125,7 +137,7 @@ class Vectorised:
         """How tasks are run, for people."""
         parts = ["task by task" if self.loop else "many tasks at once"]
         parts.append("compiled" if self.compile else "not compiled")
-        parts += ["CUDA graphs"] if self.compile and self.cuda_graphs else []
+        parts += ["CUDA graphs"] if self.cuda_graphs else []
         parts += ["inner steps checkpointed"] if self.checkpoint else []
         return ", ".join([*parts, self.precision])
 
@@ -140,18 +152,19 @@ class Vectorised:
     ) -> State:
         """Learn T tasks: the state that each ends with, stacked."""
         state: State = self._either(
-            self._adapt_vmap,
-            self._adapt_loop,
+            self._whole_adapt[training],
+            partial(self._adapt_loop, training=training),
             params,
             support,
             keys,
-            training,
             tasks=len(keys),
             what="adapt",
         )
         return state
 
-    def _adapt_vmap(self, params: Params, support: Examples, keys: Tensor, training: bool) -> State:
+    def _adapt_vmap(
+        self, params: Params, support: Examples, keys: Tensor, *, training: bool
+    ) -> State:
         with torch.no_grad():
 
             def begin(support: Examples, key: Tensor) -> State:
@@ -161,11 +174,13 @@ class Vectorised:
             # Tasks that start from the same weights share their memory until here.
             state: State = map_tensors(Tensor.contiguous, vmap(begin)(support, keys))
             for index in range(self.learner.steps(training=training)):
-                at = torch.tensor(index, device=keys.device)
+                at = torch.full((), index, device=keys.device)
                 state = self._fast_step(params, state, support, at)
             return self.learner.finish(state, training=training)
 
-    def _adapt_loop(self, params: Params, support: Examples, keys: Tensor, training: bool) -> State:
+    def _adapt_loop(
+        self, params: Params, support: Examples, keys: Tensor, *, training: bool
+    ) -> State:
         states = []
         for t in range(len(keys)):
             one = Examples(*(field[t] for field in support))
@@ -233,20 +248,25 @@ class Vectorised:
         Returns:
             New parameters, new state of the outer optimiser, and the loss.
         """
-        if self.learner.outer_update is not None:
-            params, loss = self.outer_step(params, episodes, keys, outer_lr=outer_lr, others=others)
-            return params, outer, loss
         some = next(iter(params.values()))
+        rate = torch.full_like(keys[0], outer_lr, dtype=some.dtype)
+        undivided = others is None and not self._in_parts(keys)
+        if self.learner.outer_update is not None:
+            if undivided and self.cuda_graphs and some.is_cuda:
+                with part("inner loop"):  # all of it, in a profile
+                    params, loss = self._whole_rule(params, episodes, keys, rate)
+            else:
+                params, loss = self.outer_step(
+                    params, episodes, keys, outer_lr=outer_lr, others=others
+                )
+            return params, outer, loss
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
-        now, rate = {**params, **staged}, torch.full_like(keys[0], outer_lr, dtype=some.dtype)
-        if self.compile and others is None and not self.checkpoint and not self._in_parts(keys):
+        now = {**params, **staged}
+        if undivided and not self.checkpoint and (self.compile or self.cuda_graphs):
             # One program for both: a small network's update takes two thirds of the time. In a
             # profile, all of it is the inner loop.
-            todo = now, outer, episodes, keys, rate
             with part("inner loop"):
-                moved = self._either(
-                    self._fast_update, self._looped_update, *todo, tasks=len(keys), what="update"
-                )
+                moved = self._whole_update(now, outer, episodes, keys, rate)
         else:
             with part("inner loop"):
                 found = self._outer(now, episodes, keys)
@@ -254,6 +274,15 @@ class Vectorised:
                 moved = _moved(params, outer, others.mean(found) if others else found, rate)
         new, outer, loss = moved
         return {**params, **new}, outer, loss.detach()
+
+    def _gradient_update(
+        self, params: Params, outer: Params, episodes: Episode, keys: Tensor, rate: Tensor
+    ) -> tuple[Params, Params, Tensor]:
+        todo = params, outer, episodes, keys, rate
+        moved: tuple[Params, Params, Tensor] = self._either(
+            self._fast_update, self._looped_update, *todo, tasks=len(keys), what="update"
+        )
+        return moved
 
     def _update(
         self, params: Params, outer: Params, episodes: Episode, keys: Tensor, rate: Tensor
@@ -277,16 +306,7 @@ class Vectorised:
         """One outer update by the learner's own rule; returns the mean inner loss too."""
         learner: Any = self.learner
         with part("inner loop"):
-            if getattr(learner, "serial", False):
-                state = self._adapt_serially(params, episodes, keys)
-            else:
-                states = [
-                    self.adapt(params, one.support, at, training=True)
-                    for one, at in self._parts(episodes, keys)
-                ]
-                state = states[0]
-                if len(states) > 1:
-                    state = map_tensors(lambda *parts: torch.cat(parts), *states)
+            state = self._learnt_tasks(params, episodes, keys)
         with part("outer step"), torch.no_grad():
             if others and learner.outer_terms is not None:
                 total = others.total
@@ -296,6 +316,27 @@ class Vectorised:
             if others:
                 state = others.gather(state)
             return learner.outer_update(params, state, outer_lr=outer_lr), state["loss"].mean()
+
+    def _rule(
+        self, params: Params, episodes: Episode, keys: Tensor, rate: Tensor
+    ) -> tuple[Params, Tensor]:
+        learner: Any = self.learner
+        state = self._learnt_tasks(params, episodes, keys)
+        with torch.no_grad():
+            return learner.outer_update(params, state, outer_lr=rate), state["loss"].mean()
+
+    def _learnt_tasks(self, params: Params, episodes: Episode, keys: Tensor) -> State:
+        """The states that the tasks of a meta-batch end with."""
+        if getattr(self.learner, "serial", False):
+            return self._adapt_serially(params, episodes, keys)
+        states = [
+            self.adapt(params, one.support, at, training=True)
+            for one, at in self._parts(episodes, keys)
+        ]
+        if len(states) == 1:
+            return states[0]
+        joined: State = map_tensors(lambda *parts: torch.cat(parts), *states)
+        return joined
 
     def _adapt_serially(self, params: Params, episodes: Episode, keys: Tensor) -> State:
         """Each task starts from what the one before has handed over."""
@@ -417,14 +458,14 @@ class Vectorised:
         with torch.no_grad():
             states = [begin(params)]
             for index in range(learner.steps(training=True)):
-                at = torch.tensor(index, device=keys.device)
+                at = torch.full((), index, device=keys.device)
                 states.append(self._fast_step(params, states[-1], support, at))
         (grads, back), loss = grad_and_value(end, argnums=(0, 1))(
             params, floats(states[-1]), states[-1]
         )
         for index in reversed(range(len(states) - 1)):
             states.pop()
-            at = torch.tensor(index, device=keys.device)
+            at = torch.full((), index, device=keys.device)
             more, back = self._fast_pull(params, states[-1], support, at, tuple(back))
             grads = map_tensors(torch.add, grads, more)
         pull: Any = vjp(lambda params: floats(begin(params)), params)[1]

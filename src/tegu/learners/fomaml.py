@@ -84,6 +84,6 @@ class Fomaml(Maml):
         support = episode.support
         state = self.begin(params, support, key, training=True)
         for number in range(self.inner_steps):
-            state = self.step(params, state, support, torch.tensor(number, device=key.device))
-        last = torch.tensor(self.inner_steps, device=key.device)
+            state = self.step(params, state, support, torch.full((), number, device=key.device))
+        last = torch.full((), self.inner_steps, device=key.device)
         return self.batch_loss(params, state, support, last)

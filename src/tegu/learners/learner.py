@@ -187,7 +187,7 @@ class Learner:
         """Learn one task from its support set."""
         state = self.begin(params, support, key, training=training)
         for index in range(self.steps(training=training)):
-            state = self.step(params, state, support, torch.tensor(index, device=key.device))
+            state = self.step(params, state, support, torch.full((), index, device=key.device))
         return self.finish(state, training=training)
 
     # Use what was learned.

@@ -32,7 +32,7 @@ from tegu.learners.head import Head, members
 from tegu.learners.learner import State
 from tegu.learners.r2d2 import positive, with_bias
 
-STRIDES = tuple(0.5**i for i in range(8))  # lengths of a Newton step that are tried
+HALVINGS = 8  # lengths of a Newton step that are tried: 1, 1/2, 1/4 and on
 
 
 def newton_step(kernel: Tensor, y: Tensor, strength: Tensor, a: Tensor, at: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def logistic(x: Tensor, y: Tensor, strength: Tensor, *, iterations: int) -> Tens
     """Weights of logistic regression, one binary problem for each class; differentiable.
 
     Newton's method runs without a graph, each step cut to the length among
-    `STRIDES` that lowers the objective most. One whole step follows whose
+    `HALVINGS` that lowers the objective most. One whole step follows whose
     residual has a graph and whose Jacobian has none: at the solution it changes
     nothing, and its derivative is that of the implicit function theorem.
 
@@ -73,7 +73,7 @@ def logistic(x: Tensor, y: Tensor, strength: Tensor, *, iterations: int) -> Tens
     """
     kernel, targets = x @ x.T, y.T
     fixed, weight = kernel.detach(), strength.detach()
-    strides = torch.tensor(STRIDES, dtype=x.dtype, device=x.device)[:, None, None]
+    strides = 0.5 ** torch.arange(HALVINGS, dtype=x.dtype, device=x.device)[:, None, None]
 
     def objective(a: Tensor) -> Tensor:
         """Shape (..., N, S) to (..., N)."""
@@ -135,7 +135,7 @@ class LRD2(Head):
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         x = with_bias(features, support.mask)
-        strength = x.new_tensor(self.regulariser)
+        strength = x.new_full((), self.regulariser)
         if self.learn_regulariser:
             strength = params["logistic/log_lambda"].exp()
         found = logistic(

@@ -125,7 +125,7 @@ class MamlPlusPlus(Maml):
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         state = super().begin(params, support, key, training=training)
-        return {**state, "norms": self.norms(params, torch.tensor(0, device=key.device))}
+        return {**state, "norms": self.norms(params, torch.full((), 0, device=key.device))}
 
     def step(self, params: Params, state: State, support: Examples, index: Tensor) -> State:
         norms = self.norms(params, index)
@@ -175,7 +175,7 @@ class MamlPlusPlus(Maml):
         support, query = episode
         state, losses = self.begin(params, support, key, training=True), []
         for number in range(self.inner_steps):
-            state = self.step(params, state, support, torch.tensor(number, device=key.device))
+            state = self.step(params, state, support, torch.full((), number, device=key.device))
             losses.append(self.query_loss(params, state, query))
         return (v * torch.stack(losses)).sum()
 

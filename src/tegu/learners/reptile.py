@@ -125,10 +125,11 @@ class Reptile(FineTune):
         k updates take a mean square v to a v + c with a = decay^k. Each task
         tells its c; T tasks in turn give a^T v + sum of a^(T-1-t) c_t.
         """
-        out, tasks, some = {}, range(first, first + len(states["loss"])), states["loss"]
+        out, some = {}, states["loss"]
+        last = total - 1 - first
+        later = torch.arange(last, last - len(some), -1, device=some.device)
         powers = {
-            kind: (a, some.new_tensor([a ** (total - 1 - t) for t in tasks]))
-            for kind, a in self._powers().items()
+            kind: (a, torch.pow(a, later.double()).to(some)) for kind, a in self._powers().items()
         }
         for name, before in inner.items():
             after: Tensor = states["inner"][name]

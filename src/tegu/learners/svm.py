@@ -145,7 +145,7 @@ def solve(problem: Problem, *, iterations: int, gap: float) -> Point:
         alpha, multiplier, _ = newton.step(problem, at, residuals, product)
         far = reach(at, alpha, multiplier)
         ahead = (at.slack - far * alpha) * (at.multiplier + far * multiplier) * live
-        aim = torch.maximum(mean * (ahead.sum() / count / mean) ** 3, mean.new_tensor(least))
+        aim = (mean * (ahead.sum() / count / mean) ** 3).clamp(min=least)
         # The second order of the step ahead, or of the share of it that is still to go.
         excess = (product - (1 - aim / mean) ** 2 * alpha * multiplier - aim) * live
         alpha, multiplier, free = newton.step(problem, at, residuals, excess)

@@ -57,7 +57,7 @@ class Engine:
     vectorise: str = "auto"  # auto, vmap or loop
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32, bf16 or auto: bf16 where the machine is faster in it
-    cuda_graphs: bool = False  # replay what is compiled as CUDA graphs, on a GPU
+    cuda_graphs: str = "auto"  # replay updates as CUDA graphs: auto (on a GPU), on or off
     checkpoint: bool = False  # run inner steps again on the way back, to save memory
     at_once: int = 0  # tasks of a meta-batch side by side; 0: all. Fewer take less memory
     device: str = "cpu"
