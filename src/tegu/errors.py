@@ -30,6 +30,10 @@ class InputError(ValueError):
         super().__init__(f"{given}; expected {expected}. {todo}")
         self.given, self.expected, self.todo = given, expected, todo
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str]]:
+        """So that it crosses from one process to another."""
+        return type(self), (self.given, self.expected, self.todo)
+
 
 class InputTypeError(InputError, TypeError):
     """A value of the wrong kind, a string where a number belongs, say."""

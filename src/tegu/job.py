@@ -26,7 +26,6 @@ from tegu.recipes import Cell, Recipe
 from tegu.sampling import ClassBatches, Tasks
 from tegu.sources import SOURCES, Wanted
 
-SWITCHES = ("auto", "on", "off")
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
 
@@ -60,10 +59,17 @@ class Job:
                 "a device that this machine has",
                 "Write cpu, or cuda where there is a GPU.",
             ) from failure
-        for name in ("compile", "cuda_graphs"):
-            value = getattr(self.recipe.engine, name)
-            if value not in SWITCHES:
-                raise unknown(f"value of engine.{name}", value, SWITCHES)
+        if self.recipe.engine.compile not in ("auto", "on", "off"):
+            raise unknown(
+                "value of engine.compile", self.recipe.engine.compile, ["auto", "on", "off"]
+            )
+        if self.recipe.engine.workers and self.recipe.engine.device != "cpu" and self.drawn_there:
+            raise InputError(
+                f"engine.workers is {self.recipe.engine.workers}, but tasks of "
+                f"{self.recipe.data.name} are drawn on the GPU",
+                "0, or data whose tasks are drawn on a processor",
+                "Leave engine.workers out.",
+            )
         if self.recipe.engine.threads > 0:
             torch.set_num_threads(self.recipe.engine.threads)
 
@@ -99,6 +105,11 @@ class Job:
     def targets(self) -> str:
         """What a task's targets are: "classes", "numbers", "sequences" or "samples"."""
         return self.recipe.data.targets
+
+    @property
+    def drawn_there(self) -> bool:
+        """Whether tasks are drawn on the recipe's device; else on a processor."""
+        return self.targets == "classes"
 
     @property
     def validation(self) -> str:
@@ -250,16 +261,10 @@ class Job:
             vectorise=settings.vectorise,
             compile=compiled,
             precision=settings.precision,
-            cuda_graphs=self._cuda_graphs,
+            cuda_graphs=self.recipe.engine.cuda_graphs,
             checkpoint=settings.checkpoint and learner.outer_update is None,
             at_once=settings.at_once,
         )
-
-    @property
-    def _cuda_graphs(self) -> bool:
-        engine = self.recipe.engine
-        on_gpu = torch.device(engine.device).type == "cuda"
-        return engine.cuda_graphs == "on" or (engine.cuda_graphs == "auto" and on_gpu)
 
     @cached_property
     def training_engine(self) -> Vectorised:
@@ -286,6 +291,7 @@ class Job:
             seconds=train.seconds,
             validate_every=train.validate_every,
             checkpoint_seconds=train.checkpoint_seconds,
+            workers=self.recipe.engine.workers,
         )
 
     def train(
@@ -327,7 +333,7 @@ class Job:
         return Vectorised(
             self.judge(self.recipe.evaluate.cells[0]),
             vectorise=self.recipe.engine.vectorise,
-            cuda_graphs=self._cuda_graphs,
+            cuda_graphs=self.recipe.engine.cuda_graphs,
         )
 
     @cached_property

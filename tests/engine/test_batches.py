@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -99,3 +102,31 @@ def test_the_thread_ends_with_a_run_that_stops_early(tasks: FewShotTasks) -> Non
     next(found)
     found.close()
     assert not [t for t in threading.enumerate() if "tegu-sampling" in t.name]
+
+
+def test_processes_draw_the_same_episodes(tasks: FewShotTasks) -> None:
+    alone = tell(batches(tasks, first=3, last=150, **ALL))
+    drawn = tell(batches(tasks, first=3, last=150, workers=2, **ALL))
+    for (i, x, at), (j, y, to) in zip(alone, drawn, strict=True):
+        assert i == j
+        assert torch.equal(x, y)
+        assert torch.equal(at, to)
+    assert not multiprocessing.active_children()
+
+
+def test_what_fails_in_a_process_is_told_where_it_would_be_used(tasks: FewShotTasks) -> None:
+    found = batches(Watched(tasks, fails_at=2), first=0, last=40, workers=1, **ALL)
+    next(found)
+    with pytest.raises(InputError, match="a broken file") as failure:
+        next(found)
+    assert failure.value.todo == "Mend it."
+
+
+def test_a_process_that_was_killed_is_told_of(tasks: FewShotTasks) -> None:
+    found = batches(tasks, first=0, last=1000, workers=1, **ALL)
+    next(found)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid or 0, signal.SIGKILL)
+    with pytest.raises(InputError, match="has ended"):
+        for _ in found:
+            pass

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from functools import partial
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tegu import keys
 from tegu.engine.profile import part
-from tegu.engine.trees import tensors_of
+from tegu.engine.trees import like, tensors_of
 from tegu.episodes import Episode, moved, select
+from tegu.errors import InputError
 from tegu.sampling import Tasks
 
 BLOCK = 32  # meta-iterations whose episodes are drawn together, at most
 BLOCK_BYTES = 64 << 20  # that such a block may have
 
 ALL = slice(None)
-Drawn = tuple[Episode, Tensor]  # episodes, and a key for each
 
 
 def batches(
@@ -31,50 +38,102 @@ def batches(
     last: int,
     own: slice = ALL,
     device: torch.device | None = None,
+    workers: int = 0,
 ) -> Iterator[tuple[int, Episode, Tensor]]:
     """Iterations first to last - 1, each with its number, episodes and keys.
 
     Iteration i has episodes i * meta_batch and on, however blocks are cut, or those of
-    them that `own` picks where processes share a meta-batch. A thread draws the next block
-    during the work on this one where `tasks.waits` says that drawing waits for files. Else
-    whatever does the work would only be shared: a GPU is asked for a block ahead of its work
-    anyway.
+    them that `own` picks where processes share a meta-batch. With `workers`, so many
+    processes draw the next blocks during the work on this one; and a thread does where
+    `tasks.waits` says that drawing waits for files. Else whatever does the work would only
+    be shared: a GPU is asked for a block ahead of its work anyway.
 
     Episodes are put on `device`, or stay where they are drawn.
     """
     root, each = keys.key(seed, "meta_train"), len(range(meta_batch)[own])
 
-    def draw(block: range) -> Drawn:
+    def index_of(block: range) -> Tensor:
         index = torch.arange(block.start * meta_batch, block.stop * meta_batch)
-        index = index.reshape(-1, meta_batch)[:, own].flatten()
-        episodes = tasks.episodes(index)
-        if device is not None:
-            episodes = moved(episodes, device)
-        return episodes, keys.fold(root, index).to(episodes.support.x.device)
+        return index.reshape(-1, meta_batch)[:, own].flatten()
+
+    def placed(episodes: Episode) -> Episode:
+        return episodes if device is None else moved(episodes, device)
 
     block = range(first, min(first + 1, last))  # one iteration says how many fit into a block
     with part("sampling"):
-        drawn = draw(block)
-    size = sum(x.numel() * x.element_size() for x in tensors_of(drawn[0]))
+        episodes = placed(tasks.episodes(index_of(block)))
+    size = sum(x.numel() * x.element_size() for x in tensors_of(episodes))
     length = max(1, min(BLOCK, BLOCK_BYTES // max(size, 1)))
-    ahead = getattr(tasks, "waits", False)
+    blocks = (range(at, min(at + length, last)) for at in range(block.stop, last, length))
     with ExitStack() as stack:
-        reader = stack.enter_context(_reader()) if ahead else None
-        while block:
-            following = range(block.stop, min(block.stop + length, last))
-            coming: Future[Drawn] | None = None
-            if reader and following:
-                coming = reader.submit(draw, following)
-            episodes, at = drawn
+        reader = _reader(tasks, workers, episodes, stack)
+        coming: deque[tuple[range, Callable[[], Episode]]] = deque()
+
+        def ask(count: int) -> None:
+            for block in islice(blocks, count):
+                coming.append((block, reader(index_of(block))))
+
+        ask(2 * workers or 1)
+        while True:
+            at = keys.fold(root, index_of(block)).to(episodes.support.x.device)
             for i, number in enumerate(block):
                 rows = slice(i * each, (i + 1) * each)
                 yield number, select(episodes, rows), at[rows]
-            block = following
-            if block:
-                with part("sampling"):
-                    drawn = coming.result() if coming else draw(block)
+            if not coming:
+                return
+            block, drawn = coming.popleft()
+            with part("sampling"):
+                episodes = placed(drawn())
+            ask(1)
 
 
-def _reader() -> ThreadPoolExecutor:
-    """One thread, whose tensor operations take no cores from the work."""
-    return ThreadPoolExecutor(1, "tegu-sampling", torch.set_num_threads, (1,))
+# From episodes' numbers to a function that waits for them.
+Reader = Callable[[Tensor], Callable[[], Episode]]
+
+
+def _reader(tasks: Tasks, workers: int, like_these: Episode, stack: ExitStack) -> Reader:
+    """Who draws: other processes, a thread, or whoever asks, when it asks for them."""
+    if workers:
+        # Begun anew, since what uses a GPU, or threads, cannot be forked.
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(tasks,)
+        )
+        stack.callback(pool.shutdown, cancel_futures=True)
+
+        def from_processes(index: Tensor) -> Callable[[], Episode]:
+            coming = pool.submit(_draw, index.numpy())
+            return lambda: _received(coming, like_these)
+
+        return from_processes
+    if getattr(tasks, "waits", False):
+        # Its tensor operations take no cores from the work.
+        thread = ThreadPoolExecutor(1, "tegu-sampling", torch.set_num_threads, (1,))
+        stack.callback(thread.shutdown, cancel_futures=True)
+        return lambda index: thread.submit(tasks.episodes, index).result
+    return lambda index: partial(tasks.episodes, index)
+
+
+_tasks: Tasks  # of a process that draws
+
+
+def _begin(tasks: Tasks) -> None:
+    global _tasks
+    _tasks = tasks
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's own process ends all
+
+
+def _draw(index: np.ndarray) -> list[np.ndarray]:
+    return [x.numpy() for x in tensors_of(_tasks.episodes(torch.from_numpy(index)))]
+
+
+def _received(coming: Future[list[np.ndarray]], like_these: Episode) -> Episode:
+    try:
+        found: Episode = like(like_these, map(torch.from_numpy, coming.result()))
+    except BrokenProcessPool as failure:
+        raise InputError(
+            "a process that draws tasks has ended",
+            "engine.workers that live as long as the run",
+            "Look whether memory is short; resume the run, with fewer workers perhaps.",
+        ) from failure
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,11 @@ def _keep_compiled_code() -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
+def lacks_memory(failure: RuntimeError) -> bool:
+    """Whether an operation failed for want of memory; on a CPU only the error's text tells."""
+    return isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in str(failure)
+
+
 def signature_of(trees: Any, leaves: list[Tensor]) -> Any:
     """Names of the tensors in some trees, with their shapes, strides, types and devices."""
     return names_of(trees), tuple((x.shape, x.stride(), x.dtype, x.device) for x in leaves)
@@ -42,20 +48,38 @@ class Compiled:
     """A function of nested tensors, compiled for each signature that it is called with.
 
     It is traced to a graph of tensor operations first. The graph holds no module and no
-    setting, so that a call checks its tensors' shapes and nothing else.
+    setting, so that a call checks its tensors' shapes and nothing else. What cannot be
+    compiled is called as it is, after one warning.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._programs: dict[Any, tuple[Callable[..., Any], Any]] = {}
+        self._refused = False
 
     def __call__(self, *trees: Any) -> Any:
+        if self._refused:
+            return self.function(*trees)
         leaves = tensors_of(trees)
         signature = signature_of(trees, leaves)
-        if signature not in self._programs:
-            self._programs[signature] = self._compiled(trees, leaves)
-        program, shape = self._programs[signature]
-        return like(shape, program(*leaves))
+        if signature in self._programs:
+            program, shape = self._programs[signature]
+            return like(shape, program(*leaves))
+        try:
+            program, shape = self._compiled(trees, leaves)
+            found = like(shape, program(*leaves))
+        except RuntimeError as failure:
+            if lacks_memory(failure):
+                raise
+            found = self.function(*trees)  # where this fails too, its error is the caller's to see
+            self._refused = True
+            reason = str(failure).strip().splitlines()[0]
+            warnings.warn(
+                f"not compiled, since the compiler fails: {reason}", RuntimeWarning, stacklevel=2
+            )
+            return found
+        self._programs[signature] = program, shape
+        return found
 
     def _compiled(self, trees: Any, leaves: list[Tensor]) -> tuple[Callable[..., Any], Any]:
         shape: Any = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.engine.compiled import signature_of
+from tegu.engine.compiled import lacks_memory, signature_of
 from tegu.engine.trees import like, map_tensors, tensors_of
 
 MOST = 8  # recordings that one function may have; each keeps the memory it ran in
@@ -47,6 +47,8 @@ class Recorded:
             try:
                 recording = _record(self.function, trees)
             except RuntimeError as failure:
+                if lacks_memory(failure):
+                    raise
                 self._refused = True
                 torch.cuda.synchronize()
                 reason = str(failure).strip().splitlines()[0]

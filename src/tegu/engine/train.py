@@ -78,6 +78,7 @@ class Settings:
         seed: of the learner's random numbers.
         validate_every: meta-iterations between validations; 0 for none.
         checkpoint_seconds: at most this much work is lost when a run is killed.
+        workers: processes that draw episodes ahead of the work; 0 for none.
     """
 
     meta_iterations: int
@@ -89,6 +90,7 @@ class Settings:
     checkpoint_seconds: float = 60.0
     seconds: float = 0.0
     outer_schedule: str = "linear"
+    workers: int = 0
 
     def done(self, iteration: int, elapsed: float) -> float:
         """Share of the work that is behind, 0 to 1, after iterations and seconds."""
@@ -106,6 +108,7 @@ class Settings:
             ("outer_lr", 0),
             ("outer_lr_final", 0),
             ("checkpoint_seconds", 0),
+            ("workers", 0),
         ):
             if not least <= getattr(self, name) < math.inf:
                 raise InputError(
@@ -354,6 +357,7 @@ def _trained(
             last=settings.meta_iterations,
             own=ranks.part(settings.meta_batch),
             device=next(iter(now.params.values())).device,
+            workers=settings.workers,
         ):
             done = settings.done(iteration, report.seconds)
             now.params, now.outer, loss = engine.update(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 
-from tegu.engine.compiled import Compiled
+from tegu.engine.compiled import Compiled, lacks_memory
 from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
 from tegu.engine.recorded import Recorded
@@ -501,7 +501,7 @@ class Vectorised:
                 return fast(*args)
             out = self._tried(fast, slow, *args)
         except RuntimeError as failure:
-            if not _lacks_memory(failure):
+            if not lacks_memory(failure):
                 raise
             raise InputError(
                 f"{tasks} tasks side by side, which do not fit the memory",
@@ -516,21 +516,17 @@ class Vectorised:
         try:
             return fast(*args)
         except RuntimeError as failure:
-            if _lacks_memory(failure):
+            if lacks_memory(failure):
                 raise
             out = slow(*args)  # where this fails too, its error is the user's to see
             self.loop = True
             reason = str(failure).strip().splitlines()[0]
-            cannot = "it cannot be compiled" if self.compile else "vmap cannot run this model"
             warnings.warn(
-                f"tasks run one by one, since {cannot}: {reason}", RuntimeWarning, stacklevel=4
+                f"tasks run one by one, since vmap cannot run this model: {reason}",
+                RuntimeWarning,
+                stacklevel=4,
             )
             return out
-
-
-def _lacks_memory(failure: RuntimeError) -> bool:
-    """On a CPU it is only the text of the error that tells."""
-    return isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in str(failure)
 
 
 def _moved(

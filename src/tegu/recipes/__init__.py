@@ -57,11 +57,12 @@ class Engine:
     vectorise: str = "auto"  # auto, vmap or loop
     compile: str = "auto"  # auto, on or off
     precision: str = "fp32"  # fp32, bf16 or auto: bf16 where the machine is faster in it
-    cuda_graphs: str = "auto"  # replay updates as CUDA graphs: auto (on a GPU), on or off
+    cuda_graphs: bool = True  # on a GPU, replay what is done again and again as CUDA graphs
     checkpoint: bool = False  # run inner steps again on the way back, to save memory
     at_once: int = 0  # tasks of a meta-batch side by side; 0: all. Fewer take less memory
     device: str = "cpu"
     threads: int = 0  # 0: torch's own choice
+    workers: int = 0  # processes that draw tasks ahead of the work; 0: none
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.validate_episodes": (2, math.inf),
     "train.checkpoint_seconds": (0, math.inf),
     "engine.threads": (0, 1024),
+    "engine.workers": (0, 1024),
     "engine.at_once": (0, math.inf),
     "evaluate.episodes": (2, 10**9),
     "evaluate.at_once": (1, 1 << 20),
