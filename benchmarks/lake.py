@@ -6,7 +6,8 @@
 the 20 evaluation alphabets. Training sees the 30 background alphabets, or one of the two sets of
 five, and nothing else: nothing here is tuned, chosen or stopped by the evaluation alphabets.
 Settings are chosen by `--set held-out`: six background alphabets are kept out of training, and
-asked about.
+asked about; for the sets of five by `--judge others`, which asks about the other background
+alphabets.
 
 Images are cropped to the ink and shrunk. Tasks of training come from one alphabet each, a
 turned alphabet being another one, and their images are turned, sheared and shifted at random.
@@ -39,7 +40,7 @@ from tegu.engine.precision import chosen
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Episode, Examples, moved
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS, Learner
@@ -97,6 +98,14 @@ def held_out_episodes(data_dir: Path | None, shrink: str) -> Episode:
     return FewShotTasks(data, 20, 1, 1, seed=0, within=True).episodes(torch.arange(100))
 
 
+def other_episodes(name: str, data_dir: Path | None, shrink: str) -> Episode:
+    """200 runs like those of the challenge, within background alphabets not in a set of five."""
+    data = load_omniglot("meta_train", partition="alphabets", data_dir=data_dir, shrink=shrink)
+    data = data.where(lambda character: character.split("/")[0] not in SETS[name])
+    data = replace(data, examples=255 - data.tensor)
+    return FewShotTasks(data, 20, 1, 1, seed=0, within=True).episodes(torch.arange(200))
+
+
 def lake_episodes(data_dir: Path | None, shrink: str) -> Episode:
     """The 20 runs: 20 support and 20 query images each, ink 1."""
     runs = load_lake_runs(data_dir=data_dir, shrink=shrink)
@@ -125,21 +134,28 @@ def learner_of(name: str, seed: int, n_classes: int, network: str) -> Learner:
 def changed(images: Tensor, key: Tensor, augment: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Each image of (T, S, C, H, W) under a change of its own."""
     flat = images.flatten(0, 1)
-    new = augment(flat, keys.fold(key, torch.arange(len(flat))))
+    new = augment(flat, keys.fold(key, torch.arange(len(flat), device=key.device)))
     return new.reshape(images.shape)
 
 
-def accuracy(learner: Learner, params: Params, episodes: Episode, views: int, seed: int) -> float:
-    """Share of the 400 answers that are right."""
-    engine, total = Vectorised(learner), torch.zeros(())
-    augment = partial(affine, fill=0.0)
+def accuracy(
+    learner: Learner,
+    params: Params,
+    episodes: Episode,
+    views: int,
+    seed: int,
+    augment: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """Share of the answers that are right."""
+    engine, total = Vectorised(learner), torch.zeros((), device=episodes.query.y.device)
     for view in range(max(views, 1)):
-        at = keys.key(seed, "lake", view)
+        at = keys.key(seed, "lake", view, device=total.device)
         support, query = episodes
         if views:
             support = support._replace(x=changed(support.x, keys.fold(at, 1), augment))
             query = query._replace(x=changed(query.x, keys.fold(at, 2), augment))
-        state = engine.adapt(params, support, keys.fold(at, torch.arange(len(episodes.query.y))))
+        each = torch.arange(len(episodes.query.y), device=total.device)
+        state = engine.adapt(params, support, keys.fold(at, each))
         total = total + engine.predict(params, state, query).float().softmax(-1)
     return float((total.argmax(-1) == episodes.query.y).double().mean())
 
@@ -148,24 +164,28 @@ def trained(
     name: str, which: str, seed: int, arguments: argparse.Namespace
 ) -> tuple[Learner, Params, Progress]:
     """One training run; its seconds with it."""
-    data = training_data(which, arguments.data_dir, arguments.shrink)
+    data = training_data(which, arguments.data_dir, arguments.shrink).to(arguments.device)
     learner = learner_of(name, seed, data.n_classes, arguments.network)
-    augment = partial(affine, fill=0.0)
+    learner.model.to(arguments.device)
+    augment = partial(affine, **changes(arguments))
     seconds = arguments.small_seconds if which.startswith("small") else arguments.seconds
+    seconds = 0.0 if arguments.iterations else seconds
     tasks: Any
     if LEARNERS[name].pretrains:
         tasks = ClassBatches(data, 128, seed, augment=augment)
     else:
         tasks = FewShotTasks(data, 20, 1, 5, seed, augment=augment, within=True)
     settings = Settings(
-        meta_iterations=10_000_000,
+        meta_iterations=arguments.iterations or 10_000_000,
         meta_batch=arguments.meta_batch,
         outer_lr=arguments.outer_lr,
         outer_schedule="cosine",
         seed=seed,
         seconds=seconds,
     )
-    engine = Vectorised(learner, precision=arguments.precision, compile=arguments.compile)
+    engine = Vectorised(
+        learner, precision=arguments.precision, compile=arguments.compile, cuda_graphs=True
+    )
 
     def told(progress: Any) -> None:
         if progress.iteration % 320 == 0:
@@ -175,6 +195,8 @@ def trained(
 
     asked = ("network", "shrink", "meta_batch", "outer_lr", "precision", "compile")
     recipe = {key: getattr(arguments, key) for key in asked} | OWN.get(name, {})
+    recipe |= {"iterations": arguments.iterations} if arguments.iterations else {}
+    recipe |= {k: v for k, v in changes(arguments).items() if k != "fill"}
     run = Run(
         arguments.run / f"{name}-{which}-{seed}",
         {"learner": name, "set": which, "seed": seed, "seconds": seconds, **recipe},
@@ -183,14 +205,26 @@ def trained(
     return learner, params, last
 
 
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How images are changed, where that is not as usual."""
+    found: dict[str, Any] = {"fill": 0.0}
+    if arguments.elastic:
+        found["elastic"] = arguments.elastic
+    if arguments.degrees:
+        found["degrees"] = arguments.degrees
+    if arguments.shear:
+        found["shear"] = arguments.shear
+    return found
+
+
 def cell(
-    name: str, learner: Learner, which: str, values: list[float], views: int
+    name: str, learner: Learner, which: str, values: list[float], views: int, others: bool
 ) -> dict[str, Any]:
     """Mean over training seeds, with the interval of that mean."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     half = T_95.get(len(values), 1.96) * spread / len(values) ** 0.5 if spread is not None else None
     shown = f"{name}, {which}, {views} views" if views else f"{name}, {which}"
-    split = which if which == "held-out" else "lake"
+    split = which if which == "held-out" else "other background alphabets" if others else "lake"
     protocol = {"data": "omniglot", "split": split, "within": "group", "n_way": 20}
     protocol |= {"normalisation": learner.normalisation}
     protocol |= {"transductive": True} if learner.transductive else {}
@@ -199,8 +233,8 @@ def cell(
         "metric": "accuracy",
         "value": statistics.mean(values),
         "ci95": half,
-        "episodes": (100 if which == "held-out" else 20) * len(values),
-        "published": PUBLISHED.get(which) if name == "protonet" else None,
+        "episodes": (100 if which == "held-out" else 200 if others else 20) * len(values),
+        "published": PUBLISHED.get(which) if name == "protonet" and not others else None,
         "source": SOURCE if name == "protonet" and which in PUBLISHED else "",
     }
 
@@ -214,7 +248,14 @@ def main() -> None:
         "--set", action="append", default=[], choices=SETS, help="default: all but held-out"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--judge", default="lake", choices=("lake", "others"), help="see above")
+    parser.add_argument("--elastic", type=float, default=0, help="pixels by which images are bent")
+    parser.add_argument("--degrees", type=float, default=0, help="of turns; 0 for the usual 10")
+    parser.add_argument("--shear", type=float, default=0, help="0 for the usual 0.3")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=3600, help="of each training")
+    parser.add_argument("--iterations", type=int, default=0, help="end by them, not by seconds")
     parser.add_argument("--small-seconds", type=float, default=3600, help="on five alphabets")
     parser.add_argument("--views", type=int, default=32)
     parser.add_argument("--shrink", default="crop", choices=SHRINK, help="to 28 pixels")
@@ -230,23 +271,26 @@ def main() -> None:
     cells, runs = [], []
     for name in arguments.learner or ["matchingnet"]:
         for which in arguments.set or list(SETS)[:3]:
+            others = arguments.judge == "others" and which.startswith("small")
             asked = held_out_episodes if which == "held-out" else lake_episodes
-            episodes = asked(arguments.data_dir, arguments.shrink)
+            asked = partial(other_episodes, which) if others else asked
+            episodes = moved(asked(arguments.data_dir, arguments.shrink), arguments.device)
+            augment = partial(affine, **changes(arguments))
             plain, averaged = [], []
-            for seed in range(arguments.seeds):
+            for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
                 learner, params, last = trained(name, which, seed, arguments)
                 judge = learner.for_ways(20)
                 runs.append(last)
-                plain.append(accuracy(judge, params, episodes, 0, seed))
-                averaged.append(accuracy(judge, params, episodes, arguments.views, seed))
+                plain.append(accuracy(judge, params, episodes, 0, seed, augment))
+                averaged.append(accuracy(judge, params, episodes, arguments.views, seed, augment))
                 print(
                     f"{name} {which} seed {seed}: error {1 - plain[-1]:.2%} plain, "
                     f"{1 - averaged[-1]:.2%} with {arguments.views} views",
                     flush=True,
                 )
-            cells.append(cell(name, learner, which, plain, 0))
+            cells.append(cell(name, learner, which, plain, 0, others))
             if arguments.views:
-                cells.append(cell(name, learner, which, averaged, arguments.views))
+                cells.append(cell(name, learner, which, averaged, arguments.views, others))
     document = report.result_document(
         name="lake-challenge",
         command=command(__file__, parser, arguments),

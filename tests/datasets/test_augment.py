@@ -33,6 +33,7 @@ ALL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "crop, reflect": partial(crop, pad=3, mode="reflect"),
     "jitter": jitter,
     "affine": partial(affine, fill=1.0),
+    "elastic": partial(affine, fill=1.0, elastic=2.0),
     "colour": standard(3),
     "all": compose(flip, affine, jitter, crop),
 }
@@ -108,8 +109,10 @@ def test_grey_images_have_no_saturation() -> None:
     assert not torch.equal(jitter(images, keys_of(4), brightness=0, saturation=0), images)
 
 
-def by_loops(image: np.ndarray, draws: list[float], settings: dict[str, Any]) -> np.ndarray:
-    """The affine map point by point: each new pixel from the four around its origin."""
+def by_loops(
+    image: np.ndarray, draws: list[float], bent: np.ndarray, settings: dict[str, Any]
+) -> np.ndarray:
+    """The map point by point: each new pixel from the four around its origin."""
     height, width = image.shape
     degrees, shear = settings["degrees"] * draws[0], settings["shear"]
     angle = math.radians(degrees)
@@ -122,7 +125,7 @@ def by_loops(image: np.ndarray, draws: list[float], settings: dict[str, Any]) ->
     for row in range(height):
         for column in range(width):
             new = np.array([column - (width - 1) / 2, row - (height - 1) / 2])
-            old = np.linalg.inv(there) @ (new - shift)
+            old = np.linalg.inv(there) @ (new - shift) + bent[:, row, column]
             x, y = old[0] + (width - 1) / 2, old[1] + (height - 1) / 2
             total = 0.0
             for i in (math.floor(y), math.floor(y) + 1):
@@ -134,6 +137,9 @@ def by_loops(image: np.ndarray, draws: list[float], settings: dict[str, Any]) ->
     return out
 
 
+BENT = {"elastic": 1.5}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -141,14 +147,19 @@ def by_loops(image: np.ndarray, draws: list[float], settings: dict[str, Any]) ->
         {"degrees": 90.0, "shear": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "fill": 0.5},
         {"degrees": 0.0, "shear": 0.4, "scale": (0.5, 1.5), "shift": 0.0, "fill": 1.0},
         {"degrees": 25.0, "shear": 0.3, "scale": (0.7, 1.2), "shift": 0.1, "fill": 1.0},
+        {"degrees": 9.0, "shear": 0.2, "scale": (0.7, 1.2), "shift": 0.1, "fill": 1.0} | BENT,
     ],
 )
 def test_affine_is_what_loops_make(settings: dict[str, Any]) -> None:
     images, each = draw(3, 2, 6, 9), keys_of(3)
     found = affine(images, each, **settings)
     draws = keys.uniform(each, 6, -1.0, 1.0).tolist()
+    size = settings.get("elastic", 0.0)
+    nodes = keys.uniform(keys.fold(each, 1), 50, -size, size).reshape(3, 2, 5, 5)
+    bent = F.interpolate(nodes, (6, 9), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(bent[..., 0, 0], nodes[..., 0, 0])  # the corners are nodes
     expected = [
-        [by_loops(channel.numpy(), draws[i], settings) for channel in image]
+        [by_loops(channel.numpy(), draws[i], bent[i].numpy(), settings) for channel in image]
         for i, image in enumerate(images)
     ]
     torch.testing.assert_close(found, torch.tensor(np.array(expected)))

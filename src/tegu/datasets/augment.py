@@ -25,6 +25,7 @@ from tegu import keys
 from tegu.errors import InputError, unknown
 
 Augment = Callable[[Tensor, Tensor], Tensor]
+NODES = 5  # rows and columns of an elastic grid
 
 
 def flip(images: Tensor, key: Tensor) -> Tensor:
@@ -118,12 +119,14 @@ def affine(
     shear: float = 0.3,
     scale: tuple[float, float] = (0.8, 1.2),
     shift: float = 0.02,
+    elastic: float = 0.0,
     fill: float = 0.0,
 ) -> Tensor:
-    """Images turned, sheared, scaled and shifted, bilinear between pixels.
+    """Images turned, sheared, scaled, shifted and bent, bilinear between pixels.
 
     A point at (x, y) pixels from the middle goes to scale * turn * (x + a y, b x + y)
-    plus a shift; each number is uniform in its range.
+    plus a shift; each number is uniform in its range. Before all of that the image is bent:
+    `NODES` x `NODES` nodes move by random distances, and what lies between them follows smoothly.
 
     Args:
         images: shape (B, C, H, W).
@@ -132,12 +135,15 @@ def affine(
         shear: a and b, within plus or minus this, below 1.
         scale: the least and the largest factor, above 0.
         shift: as a share of the side, within plus or minus this.
+        elastic: pixels that a node moves along each axis, within plus or minus this.
         fill: what comes in from beyond the edge; paper is 1 in Omniglot.
 
     Reference:
         Koch et al. (2015), Siamese neural networks for one-shot image recognition,
         section 3.2, whose ranges are the defaults (2 of 105 pixels). Differs from
-        it: every component is always there, theirs each half of the time.
+        it: every component is always there, theirs each half of the time. Bent images:
+        Simard, Steinkraus, Platt (2003), Best practices for convolutional neural networks;
+        there, a random field is made smooth by a Gaussian.
     """
     low, high = scale
     if not 0 <= shear < 1 or not 0 < low <= high:
@@ -161,6 +167,11 @@ def affine(
     cos, sin, size, a, b = (v[:, None, None] for v in (cos, sin, size, a, b))
     x, y = (cos * x + sin * y) / size, (cos * y - sin * x) / size
     x, y = (x - a * y) / (1 - a * b), (y - b * x) / (1 - a * b)
+    if elastic:
+        nodes = keys.uniform(keys.fold(key, 1), 2 * NODES**2, -elastic, elastic)
+        nodes = nodes.reshape(-1, 2, NODES, NODES).to(images.dtype)
+        bent = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+        x, y = x + bent[:, 0], y + bent[:, 1]
     grid = torch.stack([2 * x / width, 2 * y / height], -1).to(images.dtype)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
