@@ -9,7 +9,8 @@ tasks and precision, in turn, in one process. Each answer is compared with a pla
 float64 before anything is timed. `--only ROW ...` runs some rows and keeps the others of
 the result file, if they come from the same commit, machine and versions.
 
-Where a rival is not installed, its row says so.
+Where a rival is not installed, its row says so. With `--device cuda` all of it runs on a GPU, tegu
+once without CUDA graphs and once with them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from tegu import origin, report
 from tegu.engine.precision import half_pays
 from tegu.errors import InputError, unknown
 
-COMMAND = "python benchmarks/speed.py --data-dir DATA --rounds {rounds} --seconds {seconds:g}"
+COMMAND = (
+    "python benchmarks/speed.py --data-dir DATA --rounds {rounds} --seconds {seconds:g}{there}"
+)
 NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
 ORIGIN = ("commit", "versions", "hardware")
 
@@ -94,8 +97,13 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
 
 def document(name: str, cells: list[dict[str, Any]], setup: Setup) -> dict[str, Any]:
     training = {"seconds": None, "meta_iterations": None, "peak_bytes": origin.peak_bytes()}
+    there = "" if setup.device == "cpu" else f" --device {setup.device}"
     return report.result_document(
-        name=name, command=COMMAND.format(**vars(setup)), seed=0, training=training, cells=cells
+        name=name,
+        command=COMMAND.format(rounds=setup.rounds, seconds=setup.seconds, there=there),
+        seed=0,
+        training=training,
+        cells=cells,
     )
 
 
@@ -113,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20, help="at most, of each contest")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each contest, about")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/speed.json"))
+    parser.add_argument("--output", type=Path, help="result file")
     arguments = parser.parse_args(argv)
     if arguments.install:
         print(f"now: {install(arguments.install)} {__file__} --data-dir DATA")
@@ -121,31 +129,43 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.only or ():
         if name not in ROWS:
             raise unknown("row", name, ROWS)
-    if arguments.device != "cpu":
+    there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    if arguments.device not in there:
         raise InputError(
             f"--device {arguments.device}",
-            "cpu, where all rows draw their tasks and run",
-            "Use tegu bench RECIPE --set engine.device=cuda.",
+            " or ".join(there),
+            "Leave it out, or run on a machine with a GPU and a torch that is built for it.",
         )
+    if arguments.output is None:
+        end = "" if arguments.device == "cpu" else f"-{arguments.device}"
+        arguments.output = Path(f"benchmarks/results/speed{end}.json")
     setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
     if arguments.only and arguments.output.is_file():  # before anything is timed
-        merged(json.loads(arguments.output.read_text()), document("speed", [NOTHING], setup))
+        merged(
+            json.loads(arguments.output.read_text()),
+            document(arguments.output.stem, [NOTHING], setup),
+        )
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
-    for name in arguments.only or ROWS:
+    names = arguments.only or [
+        one for one in ROWS if arguments.device == "cpu" or one != "sampling"
+    ]
+    for name in names:
         started = time.monotonic()
         print(f"{name}:", flush=True)
         for contest in ROWS[name](setup):
             if contest.precision == "bf16" and not half_pays(torch.device(arguments.device)):
                 print(f"{contest.work}, {contest.rival}: left out, bf16 is slower here than fp32")
                 continue
-            held += memory(contest, Peak())
+            held += memory(contest, Peak(arguments.device))
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)
             beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
-            keep(arguments.output, "speed", cells, setup, whole=not arguments.only)
+            keep(arguments.output, arguments.output.stem, cells, setup, whole=not arguments.only)
             if held:
-                keep(beside, "speed-memory", held, setup, whole=not arguments.only)
+                keep(
+                    beside, f"{arguments.output.stem}-memory", held, setup, whole=not arguments.only
+                )
         print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import timing
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, select
+from tegu.episodes import Episode, moved, select
 from tegu.inner import Params
 from tegu.sampling import Tasks
 
@@ -38,6 +38,11 @@ class Setup:
     rounds: int = 20
     seconds: float = 60.0
     device: str = "cpu"
+
+    @property
+    def graphs(self) -> tuple[bool, ...]:
+        """Whether tegu replays CUDA graphs: on a GPU once not and once so."""
+        return (False, True) if self.device == "cuda" else (False,)
 
     @property
     def limits(self) -> dict[str, float]:
@@ -141,13 +146,17 @@ class Drawn:
         return self.batches[i], self.keys[i]
 
 
-def draw(tasks: Tasks, root: Tensor, *, per: int, batches: int = 16) -> Drawn:
+def told(work: str, graphs: bool) -> str:
+    """What is done, with a word on how."""
+    return f"{work}, CUDA graphs" if graphs else work
+
+
+def draw(tasks: Tasks, root: Tensor, *, per: int, batches: int = 16, device: str = "cpu") -> Drawn:
     """The first tasks of a source, `per` in a batch."""
     from tegu import keys
 
     index = torch.arange(per * batches)
-    block, folded = tasks.episodes(index), keys.fold(root, index)
-    device = block.support.x.device
+    block, folded = moved(tasks.episodes(index), torch.device(device)), keys.fold(root, index)
     parts = [slice(i * per, (i + 1) * per) for i in range(batches)]
     copied = [_contiguous(select(block, rows)) for rows in parts]
     return Drawn(copied, [folded[rows].to(device) for rows in parts])
@@ -180,10 +189,20 @@ Row = Callable[[Setup], Iterator[Contest]]
 
 
 class Peak:
-    """Bytes at the peak above what the process held before, where Linux tells."""
+    """Bytes at the peak above what the process held before, of a GPU or where Linux tells."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
 
     def of(self, act: Callable[[], Any]) -> int | None:
         """The peak of one call."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            act()
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - held
         try:
             ctypes.CDLL(None).malloc_trim(0)  # what is free goes back first
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins here

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rows import rivals
-from rows.contest import Contest, Drawn, Setup, check_several, double, draw, gradient
+from rows.contest import Contest, Drawn, Setup, check_several, double, draw, gradient, told
 from rows.plain import PlainConv4, PlainMlp, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -56,6 +57,7 @@ def contests(
     loss: Callable[[Tensor, Tensor], Tensor],
     drawn: Drawn,
     names: list[tuple[str, str]],
+    graphs: Sequence[bool],
     *,
     compiled: bool = True,
     each: int = 1,
@@ -79,21 +81,27 @@ def contests(
     )
     plain = Rival(rivals.plain, with_weights(network(), params), loss, learner)
     flops = timing.operations(lambda: plain.gradient(drawn[0][0]))
-    engines: dict[str, Callable[[int], None]] = {}
-    for precision, name in names:
-        if precision not in engines:
-            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
+    engines: dict[tuple[str, bool], Callable[[int], None]] = {}
+    for replayed, (precision, name) in product(graphs, names):
+        if (precision, replayed) not in engines:
+            engine = Vectorised(
+                learner,
+                vectorise="vmap",
+                compile=compiled,
+                precision=precision,
+                cuda_graphs=replayed,
+            )
 
             def found(i: int, engine: Vectorised = engine) -> Params:
                 return gradient(engine, params, *drawn[i])
 
             checked("tegu", precision, found)
-            engines[precision] = _training(engine, params, drawn)
+            engines[precision, replayed] = _training(engine, params, drawn)
         yield Contest(
-            work,
+            told(work, replayed),
             precision,
             name,
-            engines[precision],
+            engines[precision, replayed],
             _rival(name, network, params, loss, learner, drawn, checked),
             flops=flops,
             each=each,
@@ -135,8 +143,10 @@ def sinusoids(steps: int) -> Callable[[Setup], Iterator[Contest]]:
     """Finn's sine waves: 25 tasks of 10 points, 10 queries, dense layers of 40 and 40."""
 
     def row(setup: Setup) -> Iterator[Contest]:
-        job = Job(recipes.load("maml-sinusoids", {"learner.inner_steps": steps}))
-        drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=25)
+        wanted = {"learner.inner_steps": steps, "engine.device": setup.device}
+        job = Job(recipes.load("maml-sinusoids", wanted))
+        root = keys.key(0, "speed")
+        drawn = draw(job.training_tasks(), root, per=25, device=setup.device)
         yield from contests(
             f"MAML, sinusoids, 25 tasks, {steps} inner step{'s' if steps > 1 else ''}",
             job.learner,
@@ -144,6 +154,7 @@ def sinusoids(steps: int) -> Callable[[Setup], Iterator[Contest]]:
             F.mse_loss,
             drawn,
             [("fp32", who) for who in ("learn2learn", "torchopt", "higher", "plain loop")],
+            setup.graphs,
             each=10,
         )
 
@@ -161,9 +172,11 @@ def omniglot(setup: Setup) -> Iterator[Contest]:
         "learner.inner_lr": 0.01,
         "train.meta_batch": 8,
         "train.n_query": 15,
+        "engine.device": setup.device,
     }
     job = Job(recipes.load("maml-omniglot-5way", wanted), setup.data_dir)
-    drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=8, batches=8)
+    root = keys.key(0, "speed")
+    drawn = draw(job.training_tasks(), root, per=8, batches=8, device=setup.device)
     names = [("fp32", "learn2learn"), ("fp32", "plain loop")]
     names += [("bf16", "learn2learn, bf16"), ("bf16", "learn2learn, fp32")]
     names += [("bf16", "plain loop, bf16")]
@@ -174,4 +187,5 @@ def omniglot(setup: Setup) -> Iterator[Contest]:
         F.cross_entropy,
         drawn,
         names,
+        setup.graphs,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rows import rivals
-from rows.contest import Contest, Drawn, Setup, check, double, draw, gradient
+from rows.contest import Contest, Drawn, Setup, check, double, draw, gradient, told
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, timing
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, Examples
+from tegu.episodes import Episode, Examples, moved
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import Learner, ProtoNet, PtMap, Tim
@@ -86,9 +87,12 @@ def protonet(setup: Setup) -> Iterator[Contest]:
     """20-way 1-shot, 5 queries of each class, Conv-4 with max-pooling, one episode an update."""
     from tegu.datasets import load_omniglot
 
-    data = load_omniglot("meta_train", partition="vinyals", data_dir=setup.data_dir)
-    drawn = draw(FewShotTasks(data, WAYS, SHOTS, QUERIES), keys.key(0, "speed"), per=1, batches=16)
-    learner = ProtoNet(model=Conv4(0, pool=True), n_way=WAYS, normalisation="transductive")
+    device = setup.device
+    data = load_omniglot("meta_train", partition="vinyals", data_dir=setup.data_dir).to(device)
+    tasks, root = FewShotTasks(data, WAYS, SHOTS, QUERIES), keys.key(0, "speed")
+    drawn = draw(tasks, root, per=1, batches=16, device=device)
+    model = Conv4(0, pool=True).to(device)
+    learner = ProtoNet(model=model, n_way=WAYS, normalisation="transductive")
     params, (some, at) = learner.init(), drawn[0]
     some = uneven(some)
     work = "ProtoNet, Omniglot 20-way 1-shot, 100 queries, an outer update"
@@ -108,25 +112,35 @@ def protonet(setup: Setup) -> Iterator[Contest]:
 
     plain = Loop(network(params), by="plain loop")
     flops = timing.operations(lambda: plain.gradient(some))
-    acts: dict[tuple[str, bool], Callable[[int], None]] = {}
-    for precision, compiled, rival in (
+    acts: dict[tuple[str, bool, bool], Callable[[int], None]] = {}
+    contests = (
         ("fp32", False, "easyfsl"),
         ("fp32", True, "easyfsl"),
         ("fp32", True, "plain loop"),
         ("bf16", True, "easyfsl, bf16"),
         ("bf16", True, "easyfsl, fp32"),
-    ):
-        if (precision, compiled) not in acts:
-            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
-            checked("tegu", precision, gradient(engine, params, some, at))
-            acts[precision, compiled] = _training(engine, params, drawn)
-        who, _, told = rival.partition(", ")
+    )
+    for graphs, (precision, compiled, rival) in product(setup.graphs, contests):
+        way = precision, compiled, graphs
+        if way not in acts:
+            engine = Vectorised(
+                learner,
+                vectorise="vmap",
+                compile=compiled,
+                precision=precision,
+                cuda_graphs=graphs,
+            )
+            for _ in range(3 if graphs else 1):  # called, recorded, replayed
+                found = gradient(engine, params, some, at)
+            checked("tegu", precision, found)
+            acts[way] = _training(engine, params, drawn)
+        who, _, said = rival.partition(", ")
         yield Contest(
-            work if compiled else f"{work}, not compiled",
+            told(work if compiled else f"{work}, not compiled", graphs),
             precision,
             rival,
-            acts[precision, compiled],
-            _rival(who, network(params), drawn, checked, rounded=told == "bf16"),
+            acts[way],
+            _rival(who, network(params), drawn, checked, rounded=said == "bf16"),
             flops=flops,
         )
 
@@ -139,7 +153,7 @@ def uneven(episodes: Episode) -> Episode:
     """
     generator = torch.Generator().manual_seed(0)
     halves = (
-        half._replace(x=half.x + 0.1 * torch.rand(half.x.shape, generator=generator))
+        half._replace(x=half.x + 0.1 * torch.rand(half.x.shape, generator=generator).to(half.x))
         for half in episodes
     )
     return Episode(*halves)
@@ -216,16 +230,18 @@ def features(n: int) -> Episode:
 
 def transductive(setup: Setup) -> Iterator[Contest]:
     """TIM and PT-MAP over 1,000 tasks whose features are there; easyfsl does 20 in a round."""
-    episodes = features(TASKS)
-    at = keys.fold(keys.key(0, "speed"), torch.arange(TASKS))
+    episodes = moved(features(TASKS), torch.device(setup.device))
+    at = keys.fold(keys.key(0, "speed"), torch.arange(TASKS)).to(setup.device)
+    ready = Ready().to(setup.device)
     # Rounds as easyfsl has them; it goes on with a plan until that moves no more.
-    heads = (Tim(model=Ready(), n_classes=5), PtMap(model=Ready(), n_classes=5, rounds=10))
+    heads = (Tim(model=ready, n_classes=5), PtMap(model=ready, n_classes=5, rounds=10))
     mine: list[tuple[str, Learner, str, str, str]] = [
         ("TIM, alternating steps", heads[0], "tim", "TIM", "by gradient"),
         ("PT-MAP, plans of 50 normalisations", heads[1], "pt_map", "PTMAP", "until they rest"),
     ]
-    for name, learner, module, kind, how in mine:
-        engine, params = Vectorised(learner, vectorise="vmap"), learner.init()
+    for graphs, (name, learner, module, kind, how) in product(setup.graphs, mine):
+        engine = Vectorised(learner, vectorise="vmap", cuda_graphs=graphs)
+        params = learner.init()
         work = f"{name}, 1,000 tasks, 5-way 1-shot, 75 queries; milliseconds of 1,000"
 
         def ours(i: int, engine: Vectorised = engine, params: Params = params) -> Tensor:
@@ -245,7 +261,7 @@ def transductive(setup: Setup) -> Iterator[Contest]:
             theirs = _head(getattr(rivals.module(f"easyfsl.methods.{module}"), kind), episodes)
             _compare(work, theirs(0), right, few.query.y)
         yield Contest(
-            work,
+            told(work, graphs),
             "fp32",
             f"easyfsl, {how} (from {FEW} tasks a round)",
             ours,

@@ -103,8 +103,8 @@ class PlainMlp(nn.Module):
 
 
 def with_weights(model: Net, params: Params) -> Net:
-    """The network with these weights, as numbers of their own, in their dtype."""
-    model = model.to(next(iter(params.values())).dtype)
+    """The network with these weights, as numbers of their own, in their dtype and place."""
+    model = model.to(next(iter(params.values())))
     own: Any = model
     with torch.no_grad():
         for name, value in own.unnamed(params).items():

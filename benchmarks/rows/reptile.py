@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rows.contest import Contest, Drawn, Setup, check, double, draw
+from rows.contest import Contest, Drawn, Setup, check, double, draw, told
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -127,7 +128,7 @@ class PlainReptile:
         v = self.network.unnamed({k: inner[f"v/{k}"] for k in weights})
         for name, p in self.network.named_parameters():
             self.optimiser.state[p] = {
-                "step": inner["step"].float().clone(),
+                "step": inner["step"].float().cpu(),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": v[name].to(p).clone(),
             }
@@ -201,9 +202,10 @@ NAMES = [("fp32", ""), ("bf16", "bf16"), ("bf16", "fp32")]
 
 def training(setup: Setup) -> Iterator[Contest]:
     """One meta-iteration: 5 tasks, 5 steps of 10 images."""
-    job = Job(recipes.load(RECIPE), setup.data_dir)
+    job = Job(recipes.load(RECIPE, {"engine.device": setup.device}), setup.data_dir)
     learner: Any = job.learner
-    drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=5, batches=48)
+    root = keys.key(0, "speed")
+    drawn = draw(job.training_tasks(), root, per=5, batches=48, device=setup.device)
     params = warmed(learner, drawn)
     order = [
         orders(learner, e, at, training=True)
@@ -220,14 +222,22 @@ def training(setup: Setup) -> Iterator[Contest]:
     check(work, "tegu", "fp64", moved(found, start), right[False])
     plain = PlainReptile(params, learner, rounded=False)
     flops = timing.operations(lambda: plain.iterate(some, order[0]))
-    acts: dict[tuple[str, bool], Callable[[int], None]] = {}
+    acts: dict[tuple[str, bool, bool], Callable[[int], None]] = {}
     contests = [("fp32", "", False), *((*names, True) for names in NAMES)]
-    for precision, rounded, compiled in contests:
-        if (precision, compiled) not in acts:
-            engine = Vectorised(learner, vectorise="vmap", compile=compiled, precision=precision)
-            found, _ = engine.outer_step(params, some, at, outer_lr=OUTER_LR)
+    for graphs, (precision, rounded, compiled) in product(setup.graphs, contests):
+        way = precision, compiled, graphs
+        if way not in acts:
+            engine = Vectorised(
+                learner,
+                vectorise="vmap",
+                compile=compiled,
+                precision=precision,
+                cuda_graphs=graphs,
+            )
+            for _ in range(3 if graphs else 1):  # called, recorded, replayed
+                found, _, _ = engine.update(params, {}, some, at, outer_lr=OUTER_LR)
             check(work, "tegu", precision, moved(found, params), right[False])
-            acts[precision, compiled] = _stepping(engine, params, drawn)
+            acts[way] = _stepping(engine, params, drawn)
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
         rival.iterate(some, order[0])
         check(work, "plain loop", rounded or "fp32", moved(rival.named(), params), right[True])
@@ -236,16 +246,15 @@ def training(setup: Setup) -> Iterator[Contest]:
             rival.iterate(drawn[i][0], order[i % len(order)])
 
         name = f"plain loop, {rounded}" if rounded else "plain loop"
-        told = work if compiled else f"{work}, not compiled"
-        act = acts[precision, compiled]
-        yield Contest(told, precision, name, act, theirs, flops=flops, each=3)
+        how = told(work if compiled else f"{work}, not compiled", graphs)
+        yield Contest(how, precision, name, acts[way], theirs, flops=flops, each=3)
 
 
 def _stepping(engine: Vectorised, params: Params, drawn: Drawn) -> Callable[[int], None]:
     def act(i: int) -> None:
         nonlocal params
         episodes, at = drawn[i]
-        params, _ = engine.outer_step(params, episodes, at, outer_lr=OUTER_LR)
+        params, _, _ = engine.update(params, {}, episodes, at, outer_lr=OUTER_LR)
 
     return act
 
@@ -255,12 +264,13 @@ AT_ONCE, SUBSET = 50, 10
 
 def testing(setup: Setup) -> Iterator[Contest]:
     """Test tasks of 50 steps on 5 images; a call is 50 of tegu's tasks, 10 of the plain loop's."""
-    job = Job(recipes.load(RECIPE), setup.data_dir)
+    job = Job(recipes.load(RECIPE, {"engine.device": setup.device}), setup.data_dir)
     learner: Any = replace(job.learner, normalisation="transductive")
-    drawn = draw(job.training_tasks(), keys.key(0, "speed"), per=5, batches=WARM)
+    root = keys.key(0, "speed")
+    drawn = draw(job.training_tasks(), root, per=5, batches=WARM, device=setup.device)
     params, start = warmed(learner, drawn), {}
     tasks = job.tasks("meta_test", n_shot=1, n_query=1, seed=1)
-    drawn = draw(tasks, keys.key(0, "speed"), per=AT_ONCE, batches=4)
+    drawn = draw(tasks, root, per=AT_ONCE, batches=4, device=setup.device)
     order = [
         orders(learner, e, at, training=False)
         for e, at in zip(drawn.batches, drawn.keys, strict=True)
@@ -298,10 +308,12 @@ def testing(setup: Setup) -> Iterator[Contest]:
     check(work, "tegu", "fp64", list(ours[first]), right[False])
     plain = PlainReptile(params, learner, rounded=False)
     flops = timing.operations(lambda: plain.answer(some, order[0], scale))
-    acts: dict[str, Callable[[int], Any]] = {}
-    for precision, rounded in NAMES:
-        if precision not in acts:
-            engine = Vectorised(learner, vectorise="vmap", compile=True, precision=precision)
+    acts: dict[tuple[str, bool], Callable[[int], Any]] = {}
+    for graphs, (precision, rounded) in product(setup.graphs, NAMES):
+        if (precision, graphs) not in acts:
+            engine = Vectorised(
+                learner, vectorise="vmap", compile=True, precision=precision, cuda_graphs=graphs
+            )
             check(
                 work, "tegu", precision, list(solved(engine, params, some, at)[first]), right[False]
             )
@@ -309,7 +321,7 @@ def testing(setup: Setup) -> Iterator[Contest]:
             def act(i: int, engine: Vectorised = engine) -> Any:
                 return solved(engine, params, *drawn[i])
 
-            acts[precision] = act
+            acts[precision, graphs] = act
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
         found = rival.answer(some, order[0][first], scale)
         check(work, "plain loop", rounded or "fp32", list(found), right[True])
@@ -319,10 +331,10 @@ def testing(setup: Setup) -> Iterator[Contest]:
 
         name = f"plain loop{', ' if rounded else ''}{rounded} (from {SUBSET} tasks a round)"
         yield Contest(
-            work,
+            told(work, graphs),
             precision,
             name,
-            acts[precision],
+            acts[precision, graphs],
             theirs,
             flops=flops,
             per=AT_ONCE / 10_000,

@@ -132,10 +132,12 @@ def _nothing(self: Any, data_source: Any) -> None: ...
 def one_task(setup: Setup) -> Iterator[Contest]:
     """A user's new task, from images and labels to answers, by what MAML and ProtoNet learned."""
     generator = torch.Generator().manual_seed(0)
-    shown, asked = (torch.rand(n, 1, 28, 28, generator=generator) for n in (5, 75))
+    shown, asked = (torch.rand(n, 1, 28, 28, generator=generator).to(setup.device) for n in (5, 75))
     labels = ["a", "b", "c", "d", "e"]
-    y = torch.arange(5)
-    job = Job(recipes.load("maml-omniglot-5way", {"learner.eval_steps": 5}), setup.data_dir)
+    y = torch.arange(5, device=setup.device)
+    there = {"engine.device": setup.device}
+    wanted = {"learner.eval_steps": 5, **there}
+    job = Job(recipes.load("maml-omniglot-5way", wanted), setup.data_dir)
     learner: Any = replace(job.learner, normalisation="transductive")
     params = learner.init()
     learned = MetaLearned(learner, params)
@@ -169,7 +171,7 @@ def one_task(setup: Setup) -> Iterator[Contest]:
     )
 
     # Both normalise support set and queries each by itself.
-    headless = Job(recipes.load("protonet-omniglot"), setup.data_dir).learner.for_ways(5)
+    headless = Job(recipes.load("protonet-omniglot", there), setup.data_dir).learner.for_ways(5)
     headless = replace(headless, normalisation="transductive")
     params = headless.init()
     known = MetaLearned(headless, params)
