@@ -40,7 +40,8 @@ ASKED: dict[str, tuple[tuple[str, int, bool], ...]] = {
 
 def trained(name: str, arguments: argparse.Namespace) -> tuple[Job, Params, Progress]:
     """One training, or what is left of it."""
-    changed: dict[str, Any] = {"train.seed": arguments.seed}
+    changed: dict[str, Any] = {"train.seed": arguments.seed, "engine.device": arguments.device}
+    changed |= {"engine.workers": arguments.workers, "train.seconds": arguments.seconds}
     if arguments.iterations:
         changed["train.meta_iterations"] = arguments.iterations
     job = Job(recipes.load(NAMES[name], changed))
@@ -64,7 +65,8 @@ def cells(
     """The figures of a training."""
     found = []
     for test, episodes, published in ASKED[name]:
-        changed = {"train.seed": arguments.seed} | ({"data.test": test} if test else {})
+        changed = {"train.seed": arguments.seed, "engine.device": arguments.device}
+        changed |= {"data.test": test} if test else {}
         other = Job(recipes.load(NAMES[name], changed))
         cell: Cell = other.recipe.evaluate.cells[0]
         tasks = other.tasks(
@@ -101,6 +103,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/mlc"), help="folder of trainings")
     parser.add_argument("--only", action="append", default=[], choices=NAMES)
     parser.add_argument("--iterations", type=int, default=0, help="other than the recipe's")
+    parser.add_argument("--seconds", type=float, default=0, help="end a training by them")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw tasks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     arguments = parser.parse_args()
