@@ -12,8 +12,9 @@ alphabets.
 Images are cropped to the ink and shrunk. Tasks of training come from one alphabet each, a
 turned alphabet being another one, and their images are turned, sheared and shifted at random.
 At test time each run is learnt and answered `--views` times under such changes, and the
-probabilities are averaged; `--views 0` leaves the images alone. An interval is that of the mean
-over training seeds.
+probabilities are averaged; `--views 0` leaves the images alone. Alphabets are made out of those
+of training by `--mirror`, and by `--mix`: its characters are pairs of characters, one over the
+other. An interval is that of the mean over training seeds.
 
 Trainings are kept under --run: one that was stopped goes on, and a finished one is not done again.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,10 +66,12 @@ OWN: dict[str, dict[str, Any]] = {
     "matchingnet": {"learner.scale": 25.0, "learner.turns": 6},
 }
 NETWORKS: dict[str, dict[str, Any]] = {
-    "convnet": {"model.name": "convnet"},
-    "conv4": {"model.name": "conv4"},
-    "conv4-pool": {"model.name": "conv4", "model.pool": True},
+    "convnet": {"model.name": "convnet", "model.widths": [32, 64, 64, 128, 128]},
+    "conv4": {"model.name": "conv4", "model.widths": [64] * 4},
+    "conv4-pool": {"model.name": "conv4", "model.widths": [64] * 4, "model.pool": True},
 }
+# Part of a run's settings only where they are not these, so that older runs go on.
+USUAL = {"iterations": 0, "mirror": False, "mix": 0, "width_factor": 1.0}
 SOURCE = "Lake, Salakhutdinov, Tenenbaum (2019), The Omniglot challenge (unconfirmed)"
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
@@ -87,6 +90,63 @@ def training_data(name: str, data_dir: Path | None, shrink: str) -> ClassDataset
     if alphabets := SETS[name]:
         data = data.where(lambda character: character.split("/")[0] in alphabets)
     return replace(data, examples=255 - data.tensor)
+
+
+def mirrored(data: ClassDataset) -> ClassDataset:
+    """Each alphabet also as in a mirror, which is another one, of other characters."""
+    assert data.groups is not None
+    names = (f"{name}/mirrored" for name in data.class_names)
+    return replace(
+        data,
+        examples=torch.cat([data.tensor, data.tensor.flip(-1)]),
+        counts=data.counts.repeat(2),
+        class_names=(*data.class_names, *names),
+        groups=torch.cat([data.groups, data.groups + data.groups.max() + 1]),
+    )
+
+
+def mixed(data: ClassDataset, times: int) -> ClassDataset:
+    """More alphabets, of characters that are two of an alphabet's, one over the other.
+
+    Each alphabet brings `times` new ones of as many characters: each of its own once below and
+    once above. All drawings of a new character have the two at the same places and angles, and
+    pair drawers at random.
+
+    Args:
+        data: images, ink 255, as many for each class.
+        times: 0 for none.
+    """
+    assert data.groups is not None
+    drawings = data.tensor.unflatten(0, (data.n_classes, -1))  # (K, drawers, 1, H, W)
+    images, groups, names = [data.tensor], [data.groups], list(data.class_names)
+    for n in range(times):
+        for group in data.groups.unique().tolist():
+            at = keys.key(0, "mix", n, group)
+            members = (data.groups == group).nonzero()[:, 0]
+            members = members[keys.permutation(at, len(members))]
+            pairs = members, members.roll(1)
+            parts = [placed(drawings[some], keys.fold(at, i)) for i, some in enumerate(pairs)]
+            images.append((255 * torch.maximum(*parts)).round().to(data.tensor.dtype).flatten(0, 1))
+            groups.append(torch.full_like(members, (n + 1) * (int(data.groups.max()) + 1) + group))
+            both = zip(*(some.tolist() for some in pairs), strict=True)
+            names += [f"{data.class_names[a]} under {data.class_names[b]}" for a, b in both]
+    found = torch.cat(images)
+    counts = torch.full((len(names),), drawings.shape[1])
+    return replace(
+        data, examples=found, counts=counts, class_names=tuple(names), groups=torch.cat(groups)
+    )
+
+
+def placed(drawings: Tensor, at: Tensor) -> Tensor:
+    """Drawings (K, D, 1, H, W), shuffled in each class, at a place that all of a class share."""
+    size = len(drawings)
+    each = keys.fold(at, torch.arange(size))
+    order = keys.permutation(keys.fold(each, 1), drawings.shape[1])  # (K, D)
+    shuffled = drawings[torch.arange(size)[:, None], order].flatten(0, 1) / 255
+    alike = each.repeat_interleave(drawings.shape[1])
+    images = affine(shuffled, alike, degrees=20.0, scale=(0.55, 0.85), shift=0.2)
+    found: Tensor = images.unflatten(0, drawings.shape[:2])
+    return found
 
 
 def held_out_episodes(data_dir: Path | None, shrink: str) -> Episode:
@@ -117,10 +177,16 @@ def lake_episodes(data_dir: Path | None, shrink: str) -> Episode:
     return Episode(*halves)
 
 
-def learner_of(name: str, seed: int, n_classes: int, network: str) -> Learner:
+def network_of(name: str, factor: float) -> dict[str, Any]:
+    """Settings of a network with its widths times a factor."""
+    usual = NETWORKS[name]
+    return usual | {"model.widths": [round(factor * width) for width in usual["model.widths"]]}
+
+
+def learner_of(name: str, seed: int, n_classes: int, network: dict[str, Any]) -> Learner:
     """The learner with its usual settings and its `OWN`."""
     settings = {"data.partition": "alphabets", "train.n_way": 20, "train.seed": seed}
-    settings |= NETWORKS[network] | OWN.get(name, {})
+    settings |= network | OWN.get(name, {})
     recipe = recipes.starting(name, "omniglot", settings)
     one = Job(recipe)
     if LEARNERS[name].pretrains:
@@ -164,8 +230,10 @@ def trained(
     name: str, which: str, seed: int, arguments: argparse.Namespace
 ) -> tuple[Learner, Params, Progress]:
     """One training run; its seconds with it."""
-    data = training_data(which, arguments.data_dir, arguments.shrink).to(arguments.device)
-    learner = learner_of(name, seed, data.n_classes, arguments.network)
+    data = training_data(which, arguments.data_dir, arguments.shrink)
+    data = mixed(mirrored(data) if arguments.mirror else data, arguments.mix).to(arguments.device)
+    network = network_of(arguments.network, arguments.width_factor)
+    learner = learner_of(name, seed, data.n_classes, network)
     learner.model.to(arguments.device)
     augment = partial(affine, **changes(arguments))
     seconds = arguments.small_seconds if which.startswith("small") else arguments.seconds
@@ -195,7 +263,8 @@ def trained(
 
     asked = ("network", "shrink", "meta_batch", "outer_lr", "precision", "compile")
     recipe = {key: getattr(arguments, key) for key in asked} | OWN.get(name, {})
-    recipe |= {"iterations": arguments.iterations} if arguments.iterations else {}
+    later = {key: getattr(arguments, key) for key in USUAL}
+    recipe |= {key: value for key, value in later.items() if value != USUAL[key]}
     recipe |= {k: v for k, v in changes(arguments).items() if k != "fill"}
     run = Run(
         arguments.run / f"{name}-{which}-{seed}",
@@ -208,12 +277,11 @@ def trained(
 def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     """How images are changed, where that is not as usual."""
     found: dict[str, Any] = {"fill": 0.0}
-    if arguments.elastic:
-        found["elastic"] = arguments.elastic
-    if arguments.degrees:
-        found["degrees"] = arguments.degrees
-    if arguments.shear:
-        found["shear"] = arguments.shear
+    for name in ("elastic", "degrees", "shear", "shift"):
+        if value := getattr(arguments, name):
+            found[name] = value
+    if arguments.scale:
+        found["scale"] = (1 - arguments.scale, 1 + arguments.scale)
     return found
 
 
@@ -239,7 +307,7 @@ def cell(
     }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--run", type=Path, default=Path("runs/lake"), help="folder of trainings")
@@ -253,6 +321,10 @@ def main() -> None:
     parser.add_argument("--elastic", type=float, default=0, help="pixels by which images are bent")
     parser.add_argument("--degrees", type=float, default=0, help="of turns; 0 for the usual 10")
     parser.add_argument("--shear", type=float, default=0, help="0 for the usual 0.3")
+    parser.add_argument("--scale", type=float, default=0, help="around 1; 0 for the usual 0.2")
+    parser.add_argument("--shift", type=float, default=0, help="of a side; 0 for the usual 0.02")
+    parser.add_argument("--mirror", action="store_true", help="mirrored alphabets are others")
+    parser.add_argument("--mix", type=int, default=0, help="alphabets of pairs, for each alphabet")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=3600, help="of each training")
     parser.add_argument("--iterations", type=int, default=0, help="end by them, not by seconds")
@@ -260,6 +332,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=32)
     parser.add_argument("--shrink", default="crop", choices=SHRINK, help="to 28 pixels")
     parser.add_argument("--network", default="convnet", choices=NETWORKS)
+    parser.add_argument("--width-factor", type=float, default=1.0, help="on all widths of it")
     parser.add_argument("--outer-lr", type=float, default=0.002)
     parser.add_argument("--meta-batch", type=int, default=1)
     parser.add_argument("--precision", default="auto")
@@ -267,7 +340,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/lake-challenge.json")
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     cells, runs = [], []
     for name in arguments.learner or ["matchingnet"]:
         for which in arguments.set or list(SETS)[:3]:
@@ -295,7 +368,7 @@ def main() -> None:
         name="lake-challenge",
         command=command(__file__, parser, arguments),
         seed=0,
-        training=training(runs, chosen(arguments.precision, torch.device("cpu"))),
+        training=training(runs, chosen(arguments.precision, torch.device(arguments.device))),
         cells=cells,
     )
     report.write_result(arguments.output, document)
