@@ -21,6 +21,7 @@ from tegu.sampling import Tasks
 
 # How far an answer may be from the loop in float64, as a share of its length.
 MOST = {"fp64": 1e-9, "fp32": 1e-2, "bf16": 0.25}
+GRAPHS = ", CUDA graphs"  # behind a work that tegu replays
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,14 @@ class Drawn:
 
 def told(work: str, graphs: bool) -> str:
     """What is done, with a word on how."""
-    return f"{work}, CUDA graphs" if graphs else work
+    return work + GRAPHS if graphs else work
+
+
+def answer(act: Callable[[], Any], graphs: bool) -> Any:
+    """What a call answers: with CUDA graphs the third, as one is called and one recorded."""
+    for _ in range(2 if graphs else 0):
+        act()
+    return act()
 
 
 def draw(tasks: Tasks, root: Tensor, *, per: int, batches: int = 16, device: str = "cpu") -> Drawn:

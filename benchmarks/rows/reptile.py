@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rows.contest import Contest, Drawn, Setup, check, double, draw, told
+from rows.contest import Contest, Drawn, Setup, answer, check, double, draw, told
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -234,8 +235,8 @@ def training(setup: Setup) -> Iterator[Contest]:
                 precision=precision,
                 cuda_graphs=graphs,
             )
-            for _ in range(3 if graphs else 1):  # called, recorded, replayed
-                found, _, _ = engine.update(params, {}, some, at, outer_lr=OUTER_LR)
+            update = partial(engine.update, params, {}, some, at, outer_lr=OUTER_LR)
+            found, _, _ = answer(update, graphs)
             check(work, "tegu", precision, moved(found, params), right[False])
             acts[way] = _stepping(engine, params, drawn)
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
@@ -314,9 +315,8 @@ def testing(setup: Setup) -> Iterator[Contest]:
             engine = Vectorised(
                 learner, vectorise="vmap", compile=True, precision=precision, cuda_graphs=graphs
             )
-            check(
-                work, "tegu", precision, list(solved(engine, params, some, at)[first]), right[False]
-            )
+            replies = answer(partial(solved, engine, params, some, at), graphs)
+            check(work, "tegu", precision, list(replies[first]), right[False])
 
             def act(i: int, engine: Vectorised = engine) -> Any:
                 return solved(engine, params, *drawn[i])

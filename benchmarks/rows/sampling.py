@@ -47,16 +47,22 @@ def data(classes: int) -> ClassDataset:
 
 
 def sampling(setup: Setup) -> Iterator[Contest]:
-    """Images into episodes, on one core: from few classes and from many, and by easyfsl."""
-    work = "a million 28x28 images into 5-way 1-shot episodes, one core"
+    """Images into episodes, on one core: from few classes and from many, and by easyfsl.
+
+    On a GPU tegu's images lie there. easyfsl's are collated on one core and moved there after,
+    as its users do.
+    """
+    where = "one core" if setup.device == "cpu" else "on the GPU"
+    work = f"a million 28x28 images into 5-way 1-shot episodes, {where}"
 
     def drawing(classes: int, queries: int) -> Callable[[int], Any]:
-        tasks = FewShotTasks(data(classes), 5, 1, queries)
+        tasks = FewShotTasks(data(classes).to(setup.device), 5, 1, queries)
         count = BLOCK // (5 * (1 + queries))
 
         def act(i: int) -> Any:
             with one_core():
-                return tasks.episodes(torch.arange(i * count, (i + 1) * count))
+                index = torch.arange(i * count, (i + 1) * count, device=setup.device)
+                return tasks.episodes(index)
 
         return act
 
@@ -75,14 +81,14 @@ def sampling(setup: Setup) -> Iterator[Contest]:
         "fp32",
         "easyfsl",
         drawing(1_000, 15),
-        _easyfsl(data(1_000)) if rivals.have("easyfsl") else None,
+        _easyfsl(data(1_000), setup.device) if rivals.have("easyfsl") else None,
         per=BLOCK / 1e6,
         part=5 * 16 / 1e6,
         each=10,
     )
 
 
-def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
+def _easyfsl(source: ClassDataset, device: str) -> Callable[[int], Any]:
     """Its sampler and its collation in a data loader without workers, an episode a call."""
     base = rivals.module("easyfsl.datasets.few_shot_dataset").FewShotDataset
     shell: Any = sys.modules["easyfsl.datasets"]
@@ -121,7 +127,8 @@ def _easyfsl(source: ClassDataset) -> Callable[[int], Any]:
 
     def act(i: int) -> Any:
         with one_core():
-            return next(drawn)
+            support_x, support_y, query_x, query_y, _ = next(drawn)
+            return [x.to(device) for x in (support_x, support_y, query_x, query_y)]
 
     return act
 
