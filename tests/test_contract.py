@@ -62,6 +62,8 @@ class Row:
             queries, under a normalisation that leaves them out.
         causal: whether it predicts each support example from those before it alone.
         asks: whether it asks the device for values on the way, so that a GPU cannot replay it.
+        eliminates: whether it solves systems by elimination, for which torch below 2.12 takes
+            a library on a GPU that cannot be recorded.
         kind: of tasks that it is held to, one of `KINDS`.
     """
 
@@ -71,6 +73,7 @@ class Row:
     queries_together: bool = False
     causal: bool = False
     asks: bool = False
+    eliminates: bool = False
     kind: str = "classes"
 
 
@@ -308,11 +311,13 @@ ROWS = {
         lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, regulariser=0.5),
         support_order_matters=False,
         renaming_permutes=True,
+        eliminates=True,
     ),
     "lrd2, fixed regulariser": Row(
         lambda model: LEARNERS["lrd2"](model=model, n_way=N_WAY, learn_regulariser=False),
         support_order_matters=False,
         renaming_permutes=True,
+        eliminates=True,
     ),
     "lstm": Row(
         lambda model: LEARNERS["lstm"](model=wide(model), n_way=N_WAY, width=8, hidden=7),
@@ -470,6 +475,7 @@ ROWS = {
         lambda model: LEARNERS["metaoptnet-svm"](model=model, n_way=N_WAY, gap=1e-9),
         support_order_matters=False,
         renaming_permutes=True,
+        eliminates=True,
     ),
     "metaoptnet-ridge": Row(
         lambda model: LEARNERS["metaoptnet-ridge"](model=model, n_way=N_WAY, regulariser=0.5),
@@ -1092,8 +1098,8 @@ def test_a_task_is_learnt_without_asking_for_values(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_replayed_update_is_the_update(row: Row, learner: Learner, episodes: Episode) -> None:
-    if row.asks:
-        pytest.skip("it asks for values")
+    if row.asks or (row.eliminates and torch.__version__ < "2.12"):
+        pytest.skip("it cannot be recorded")
     learner.model.cuda()
     params, there = map_tensors(Tensor.cuda, (learner.init(), episodes))
     found = []

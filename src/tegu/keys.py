@@ -87,8 +87,9 @@ def fold(key: Tensor, data: int | Tensor) -> Tensor:
     Returns:
         int64 keys of the broadcast shape.
     """
-    mixed = _mix(data * _GAMMA) if isinstance(data, Tensor) else _mixed(data * _GAMMA)
-    return _mix(_mix(key + _GAMMA) ^ mixed)
+    if isinstance(data, Tensor):
+        return _mix(_mix(key + _GAMMA) ^ _mix(data.to(key.device) * _GAMMA))
+    return _mix(_mix(key + _GAMMA) ^ _mixed(data * _GAMMA))
 
 
 def bits(key: Tensor, n: int) -> Tensor:

@@ -33,7 +33,11 @@ def test_a_replay_reads_what_it_is_given_and_keeps_what_it_gave() -> None:
 
     def both(tree: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
         calls.append(tree)
-        return {"y": tree["x"][index], "same": tree["x"], "index": index + 1}
+        return {
+            "y": tree["x"].index_select(0, index[None])[0],
+            "same": tree["x"],
+            "index": index + 1,
+        }
 
     recorded, found = Recorded(both), []
     for number in range(6):

@@ -6,8 +6,10 @@ longer to ask for than the GPU to do. A replay asks for all of them at once.
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +99,22 @@ def _record(function: Callable[..., Any], trees: Any) -> _Recording:
     reads = map_tensors(lambda x: x.detach().clone(memory_format=torch.preserve_format), trees)
     graph = torch.cuda.CUDAGraph()
     # Other threads may go on with the GPU meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with _undisturbed(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         writes = function(*reads)
     return _Recording(graph, tensors_of(reads), writes)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Without Python's collector, which might free what lies on the GPU and so end a recording."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with warnings.catch_warnings():
+            # What a task keeps of its support set takes no operation.
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty", UserWarning)
+            yield
+    finally:
+        if collects:
+            gc.enable()

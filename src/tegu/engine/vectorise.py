@@ -103,12 +103,13 @@ class Vectorised:
                 "Switch engine.checkpoint off.",
             )
         self.cuda_graphs = cuda_graphs
+        self._replays = cuda_graphs and next(learner.model.parameters()).is_cuda
 
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
             return Compiled(function) if compile else function
 
         def whole(function: Callable[..., Any]) -> Callable[..., Any]:
-            return Recorded(function) if cuda_graphs else function
+            return Recorded(function) if self._replays else function
 
         self._fast_step = made(self._step)
         self._fast_pull = made(self._pull)
@@ -137,7 +138,7 @@ class Vectorised:
         """How tasks are run, for people."""
         parts = ["task by task" if self.loop else "many tasks at once"]
         parts.append("compiled" if self.compile else "not compiled")
-        parts += ["CUDA graphs"] if self.cuda_graphs else []
+        parts += ["CUDA graphs"] if self._replays else []
         parts += ["inner steps checkpointed"] if self.checkpoint else []
         return ", ".join([*parts, self.precision])
 
@@ -252,7 +253,7 @@ class Vectorised:
         rate = torch.full_like(keys[0], outer_lr, dtype=some.dtype)
         undivided = others is None and not self._in_parts(keys)
         if self.learner.outer_update is not None:
-            if undivided and self.cuda_graphs and some.is_cuda:
+            if undivided and self._replays:
                 with part("inner loop"):  # all of it, in a profile
                     params, loss = self._whole_rule(params, episodes, keys, rate)
             else:
@@ -262,7 +263,7 @@ class Vectorised:
             return params, outer, loss
         staged = {SCHEDULED + k: v.to(some) for k, v in self.learner.schedule(done).items()}
         now = {**params, **staged}
-        if undivided and not self.checkpoint and (self.compile or self.cuda_graphs):
+        if undivided and not self.checkpoint and (self.compile or self._replays):
             # One program for both: a small network's update takes two thirds of the time. In a
             # profile, all of it is the inner loop.
             with part("inner loop"):

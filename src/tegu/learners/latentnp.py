@@ -60,7 +60,8 @@ class Np(Process):
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         found = super().begin(params, support, key, training=training)
         mean, sd = found.pop("latent_mean"), found.pop("latent_sd")
-        return {**found, "z": drawn(mean, sd, keys.fold(key, torch.arange(self.samples)))}
+        each = keys.fold(key, torch.arange(self.samples, device=key.device))
+        return {**found, "z": drawn(mean, sd, each)}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         """Shape (Q, K 2 D): K components, as `tegu.losses.gaussian` takes them."""

@@ -9,8 +9,9 @@ one shot learning, arXiv:1606.04080:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,7 @@ class MatchingNet(Turns):
 
     name: ClassVar[str] = "matchingnet"
 
+    start: ClassVar[Mapping[str, Any]] = {**Turns.start, "learner.scale": 10.0}
     scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -41,14 +41,18 @@ def ridge(x: Tensor, y: Tensor, strength: Tensor | float) -> Tensor:
         tensor([[0.5000]])
     """
     rows, width = x.shape
-    eye = torch.eye(min(rows, width), dtype=x.dtype, device=x.device)
-    # Never singular for a strength above 0, so that a GPU need not be asked how it went.
-    solve = torch.linalg.solve_ex
-    found: Tensor
-    if rows < width:
-        found = x.T @ solve(x @ x.T + strength * eye, y).result
-    else:
-        found = solve(x.T @ x + strength * eye, x.T @ y).result
+    eye = strength * torch.eye(min(rows, width), dtype=x.dtype, device=x.device)
+    found: Tensor = (
+        x.T @ _solved(x @ x.T + eye, y) if rows < width else _solved(x.T @ x + eye, x.T @ y)
+    )
+    return found
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """By Cholesky, which a strength above 0 lets succeed: a GPU need not be asked how it went."""
+    lower = torch.linalg.cholesky_ex(matrix).L
+    half = torch.linalg.solve_triangular(lower, right, upper=False)
+    found: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
     return found
 
 

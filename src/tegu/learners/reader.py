@@ -206,8 +206,7 @@ class Reader(Head):
 
     def _orders(self, key: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Order of examples (V, S) and names of classes (V, N) in each view; the first as it is."""
-        rows, names = torch.arange(len(mask), device=key.device), torch.arange(self.n_way)
-        orders, renamed = [rows], [names.to(key.device)]
+        orders, renamed = ([torch.arange(n, device=key.device)] for n in (len(mask), self.n_way))
         for view in range(1, self.views):
             own = keys.fold(key, view)
             # Padding has no say in the order of the others.
