@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from tegu import keys
 from tegu.commands.scoring import protocol_of
 from tegu.datasets import ClassDataset, Sinusoids
 from tegu.datasets.augment import standard
 from tegu.engine.evaluate import evaluate
-from tegu.engine.train import Progress
+from tegu.engine.run import Run
+from tegu.engine.train import Interrupted, Progress, meta_train
+from tegu.episodes import Episode
 from tegu.errors import InputError
 from tegu.job import WORTH_COMPILING, Job
 from tegu.learners import LEARNERS, FineTune
@@ -287,9 +292,48 @@ def test_the_split_to_validate_on() -> None:
         "reptile": "meta_train",
         "alphabets": "meta_train",
         "vinyals": "meta_val",
+        "vinyals-trainval": "meta_train",
     }.items():
         one = job(data__name="omniglot", data__partition=partition)
         assert one.validation == split
+
+
+@dataclass
+class Stopping:
+    """Tasks in whose third draw the run is asked to stop."""
+
+    tasks: Any
+    draws: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tasks, name)
+
+    def episodes(self, index: Tensor) -> Episode:
+        self.draws += 1
+        if self.draws == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        found: Episode = self.tasks.episodes(index)
+        return found
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its recipe lacks what has come since, and says what decides nothing."""
+    whole, _ = job(train__meta_iterations=4).train(None)
+    one = job(train__meta_iterations=4)
+    run = Run(tmp_path / "run", one.recipe.plain())
+    del run.recipe["engine"]["workers"], run.recipe["train"]["outer_schedule"]
+    run.recipe["engine"]["cuda_graphs"] = False
+    with pytest.raises(Interrupted):
+        meta_train(one.training_engine, Stopping(one.training_tasks()), one.settings, run=run)
+    written = (tmp_path / "run" / "recipe.json").read_bytes()
+    params, last = job(train__meta_iterations=4, engine__workers=1).train(
+        tmp_path / "run", resume=True
+    )
+    assert last.iteration == 4
+    torch.testing.assert_close(params, whole, rtol=0, atol=0)
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == written
+    with pytest.raises(InputError, match="train differ"):
+        job(train__meta_iterations=5).train(tmp_path / "run", resume=True)
 
 
 def test_training_keeps_a_run_and_reports(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ def limited(seconds: float) -> None:
         raise InputError(f"a budget of {seconds:g} seconds", "a number above 0", "Write 60, say.")
 
 
-def entry(file: Path, settings: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def entry(
+    file: Path,
+    settings: Any,
+    make: Callable[[], dict[str, Any]],
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> dict[str, Any]:
     """What `make` returned when it was last called under these settings on such a machine.
 
     Args:
         file: keeps it, with the commit, the versions and the machine that made it.
         settings: all that decides it, as plain data.
         make: measures it anew, where the file is not there or tells of anything else.
+        same: whether two settings decide the same.
     """
     machine = origin.hardware()
     told = {
@@ -41,7 +48,8 @@ def entry(file: Path, settings: Any, make: Callable[[], dict[str, Any]]) -> dict
     }
     told = json.loads(json.dumps(told))  # as it reads back: tuples are lists there
     kept = _read(file)
-    if {name: kept.get(name) for name in told} != told:
+    others = all(kept.get(name) == told[name] for name in ("versions", "machine"))
+    if not others or not same(kept.get("settings"), told["settings"]):
         kept = {**told, "commit": origin.commit(), **json.loads(json.dumps(make()))}
         write_atomically(file, (json.dumps(kept, indent=1) + "\n").encode())
     return kept

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tegu import recipes
 from tegu.datasets import ClassDataset
 from tegu.engine.compiled import can_compile
 from tegu.engine.distribute import ALONE, Ranks
@@ -307,7 +308,7 @@ class Job:
             self.training_engine,
             self.training_tasks(),
             self.settings,
-            run=Run(folder, self.recipe.plain(), self.ranks.job) if folder else None,
+            run=Run(folder, self.recipe.plain(), self.ranks.job, recipes.alike) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,
             progress=progress,

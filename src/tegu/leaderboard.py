@@ -214,6 +214,7 @@ def run(
             folder / f"{data}-{learner}.json",
             one.recipe.plain(),  # the budget is part of it
             partial(_apart, learner, data, budget, data_dir),
+            recipes.alike,
         )
         made.append(kept)
         cells += kept["cells"]

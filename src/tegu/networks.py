@@ -64,6 +64,7 @@ class Conv4Network(Network):
         width: filters of each layer.
         widths: filters of the four layers, in place of `width`.
         pool: max-pooling in place of strides.
+        last: how many layers, from the last back, have their outputs among the features.
     """
 
     name: ClassVar[str] = "conv4"
@@ -72,11 +73,19 @@ class Conv4Network(Network):
     width: int = 64
     widths: tuple[int, ...] = ()
     pool: bool = False
+    last: int = 1
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         channels, size, _ = inputs.shape
-        width = self.widths or self.width
-        return Conv4(outputs, channels=channels, size=size, width=width, pool=self.pool, seed=seed)
+        return Conv4(
+            outputs,
+            channels=channels,
+            size=size,
+            width=self.widths or self.width,
+            pool=self.pool,
+            last=self.last,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

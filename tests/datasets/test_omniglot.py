@@ -455,6 +455,7 @@ def test_bad_settings(split: str, settings: dict[str, object], match: str) -> No
     [
         ("reptile", 0, {"meta_train": 1200, "meta_test": 423}),
         ("vinyals", 0, {"meta_train": 1028, "meta_val": 172, "meta_test": 423}),
+        ("vinyals-trainval", 0, {"meta_train": 1200, "meta_test": 423}),
         ("alphabets", 0, {"meta_train": 964, "meta_test": 659}),
         ("alphabets", 5, {"meta_train": 822, "meta_val": 142, "meta_test": 659}),
     ],

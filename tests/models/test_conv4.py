@@ -28,6 +28,25 @@ def test_sizes(size: int, channels: int, features: int) -> None:
     assert bool(model(x).isfinite().all())
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_features_of_the_last_layers(pool: bool) -> None:
+    """Each layer's own outputs, as a network that ends there has them; the last come last."""
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model = Conv4(5, width=(3, 4, 5, 6), pool=pool, last=3)
+    found, whole = model.body(x), Conv4(5, width=(3, 4, 5, 6), pool=pool).body
+    parts = []
+    for depth in (2, 3, 4):
+        cut = Conv4(5, width=(3, 4, 5, 6), pool=pool).body
+        cut.load_state_dict(whole.state_dict())
+        cut.convs, cut.norms = cut.convs[:depth], cut.norms[:depth]
+        parts.append(cut(x))
+    assert torch.equal(found, torch.cat(parts, 1))
+    assert found.shape == (2, model.feature_width)
+    assert model(x).shape == (2, 5)
+    with pytest.raises(InputError, match="last is 5; expected 1 to 4 layers"):
+        Conv4(5, last=5)
+
+
 def test_weights_of_the_omniglot_network() -> None:
     """Four convolutions without bias, four scales and shifts, and the head."""
     n = sum(p.numel() for p in Conv4(5).parameters())

@@ -28,7 +28,7 @@ from tegu.errors import InputError, unknown
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PARTITIONS = ("reptile", "vinyals", "alphabets")
+PARTITIONS = ("reptile", "vinyals", "vinyals-trainval", "alphabets")
 SHRINK = ("nearest", "mean", "crop")
 ENVIRONMENT_VARIABLE = "TEGU_DATA"
 
@@ -123,6 +123,8 @@ def load_omniglot(
             meta_test, no meta_val. With seed 0 these are the characters, in the
             order, that the code of Nichol et al. (2018) draws by default.
             "vinyals": 1,028 / 172 / 423 (Vinyals et al. 2016).
+            "vinyals-trainval": 1,200 / none / 423, the same with both in meta_train, as
+            Snell et al. (2017) trained for their figures.
             "alphabets": 964 of the 30 background alphabets in meta_train, 659 of
             the 20 evaluation alphabets in meta_test (Lake et al. 2015); meta_val
             holds `held_out` of the background alphabets.
@@ -132,7 +134,7 @@ def load_omniglot(
             folder, then a download.
         rotations: add each class turned by 90, 180 and 270 degrees as a class of
             its own. The two published protocols add them to meta_train ("reptile")
-            or to every split ("vinyals").
+            or to every split ("vinyals", "vinyals-trainval").
         size: side of the images in pixels, 8 to 105.
         shrink: how 105 pixels become `size`. "nearest" takes the nearest pixel, as the
             published codes do, and thin strokes break; "mean" takes the mean of the area;
@@ -233,9 +235,9 @@ def _check_settings(split: str, partition: str, size: int, held_out: int) -> Non
             "0, or 1 to 29 of the 30 background alphabets with partition 'alphabets'",
             "Change held_out, or pass partition='alphabets'.",
         )
-    if split == "meta_val" and partition == "reptile":
+    if split == "meta_val" and partition in ("reptile", "vinyals-trainval"):
         raise InputError(
-            "partition 'reptile' has no meta_val split",
+            f"partition '{partition}' has no meta_val split",
             "meta_train (1,200 characters) or meta_test (423)",
             "For a validation split pass partition='vinyals'.",
         )
@@ -269,8 +271,9 @@ def _partition(
     background = sorted({c.alphabet for c in characters if c.part == _BACKGROUND})
     held = random.Random(seed).sample(background, held_out)
     for character in characters:
-        if partition == "vinyals":
-            val, test = character.alphabet in _VINYALS_VAL, _vinyals_test(character)
+        if partition.startswith("vinyals"):
+            val = partition == "vinyals" and character.alphabet in _VINYALS_VAL
+            test = _vinyals_test(character)
         else:
             val, test = character.alphabet in held, character.part == _EVALUATION
         splits["meta_val" if val else "meta_test" if test else "meta_train"].append(character)

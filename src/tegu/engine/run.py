@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import operator
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +32,14 @@ class Run:
         recipe: everything that decides the result, as plain data.
         job: name of the job that starts the run, kept in a file `job`. A job whose
             processes are started again goes on with its own run without being told.
+        same: whether two recipes are of one run; a run goes on under its recipe as it was
+            written when the run began.
     """
 
     folder: Path
     recipe: dict[str, Any]
     job: str = ""
+    same: Callable[[Any, Any], bool] = operator.eq
     _lines: list[str] = field(default_factory=list)
     _held: int | None = field(default=None, repr=False)
 
@@ -149,13 +154,14 @@ class Run:
                 "Choose another folder.",
             ) from failure
         mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
-        if other != mine:
+        if not self.same(other, mine):
             changed = sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k))
             raise InputError(
                 f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ)",
                 "the settings that the run was started with",
                 "Use those settings, or choose another folder.",
             )
+        self.recipe = other
 
     def log(self, **values: Any) -> None:
         """Adds a line to the metrics."""

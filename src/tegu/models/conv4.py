@@ -23,6 +23,7 @@ class Conv4(nn.Module):
         pool: False: convolutions of stride 2 (28 pixels become 2 x 2). True:
             stride 1, and a 2 x 2 max-pooling after each ReLU (28 pixels become
             1 x 1, 32 become 2 x 2, 84 become 5 x 5).
+        last: how many layers, from the last back, have their outputs among the features.
         seed: of the initial weights (Glorot uniform, as TensorFlow's layers).
 
     Attributes:
@@ -39,8 +40,8 @@ class Conv4(nn.Module):
         al. (2017), arXiv:1703.05175, section 3. Differs from their code: no bias,
         and Glorot's initial weights. The variance's epsilon is 1e-5, torch's; it
         is 1e-3, TensorFlow's, with strides. R2D2's network (Bertinetto et al.
-        2019, arXiv:1805.08136) has leaky ReLUs, dropout and features of two
-        layers besides its widths; those are not here.
+        2019, arXiv:1805.08136) has last=2, and leaky ReLUs and dropout, which are
+        not here.
 
     Example:
         >>> Conv4(5, channels=3, size=32, pool=True).feature_width
@@ -57,6 +58,7 @@ class Conv4(nn.Module):
         size: int = 28,
         width: int | Sequence[int] = 64,
         pool: bool = False,
+        last: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -74,10 +76,17 @@ class Conv4(nn.Module):
                 "Pass pool=False, or larger images.",
             )
         generator = torch.Generator().manual_seed(seed)
-        side = size // 16 if pool else -(-size // 16)
-        self.feature_width = side * side * widths[-1]
+        if not 1 <= last <= 4:
+            raise InputError(f"last is {last}", "1 to 4 layers", "Pass last=1, or 2.")
+        areas: list[int] = []
+        for _ in widths:
+            size = size // 2 if pool else -(-size // 2)
+            areas.append(size * size * widths[len(areas)])
+        self.feature_width = sum(areas[-last:])
         strides, eps = ([1] * 4, 1e-5) if pool else ([2] * 4, 1e-3)
-        self.body = Body(channels, widths, strides, pool=pool, eps=eps, generator=generator)
+        self.body = Body(
+            channels, widths, strides, pool=pool, eps=eps, last=last, generator=generator
+        )
         self.head = (
             Linear(self.feature_width, n_way, generator=generator) if n_way else nn.Identity()
         )

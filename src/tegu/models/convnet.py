@@ -16,7 +16,10 @@ from tegu.models.norm import BatchNorm
 
 
 class Body(nn.Module):
-    """Convolution, batch normalisation, ReLU, and pooling or none, as often as there are widths."""
+    """Convolution, batch normalisation, ReLU, and pooling or none, as often as there are widths.
+
+    Features are the outputs of the `last` so many layers.
+    """
 
     def __init__(
         self,
@@ -26,10 +29,11 @@ class Body(nn.Module):
         *,
         pool: bool = False,
         eps: float = 1e-5,
+        last: int = 1,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.last = pool, last
         pairs = zip(pairwise([channels, *widths]), strides, strict=True)
         self.convs = nn.ModuleList(
             Conv(a, b, stride=stride, generator=generator) for (a, b), stride in pairs
@@ -38,12 +42,13 @@ class Body(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to features (B, D)."""
-        x = x.permute(0, 2, 3, 1)
+        x, outputs = x.permute(0, 2, 3, 1), []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
             if self.pool:
                 x = max_pool(x)
-        return x.flatten(1)
+            outputs.append(x.flatten(1))
+        return torch.cat(outputs[-self.last :], 1) if self.last > 1 else outputs[-1]
 
 
 class ConvNet(nn.Module):

@@ -120,6 +120,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.world": (0, 1 << 62),
     "data.n_features": (1, 1 << 16),
     "model.width": (1, 1 << 16),
+    "model.last": (1, 4),
     "model.widths": (1, 1 << 16),
     "model.depth": (10, 1000),
     "model.blocks": (1, 1000),
@@ -289,6 +290,26 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     usual = LEARNERS[learner["name"]].network or source.network
     values["model"] = _named("model", "model", NETWORKS, usual, raw.get("model", {}))
     return Recipe(**values)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two recipes, as plain data, decide the same result.
+
+    Another version of tegu may have written one of them: settings that it lacks count as usual.
+    What only decides how fast a result comes does not count.
+    """
+    try:
+        first, second = (_deciding(parse(plain)) for plain in (one, other))
+    except (InputError, AttributeError, TypeError):
+        return bool(one == other)
+    return first == second
+
+
+def _deciding(recipe: Recipe) -> Recipe:
+    engine = dataclasses.replace(recipe.engine, workers=0)
+    if engine.device == "cpu":
+        engine = dataclasses.replace(engine, cuda_graphs=True)
+    return dataclasses.replace(recipe, engine=engine)
 
 
 def _named(section: str, kind: str, known: Any, usual: Mapping[str, Any], table: Any) -> Any:

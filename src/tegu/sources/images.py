@@ -98,7 +98,7 @@ class Omniglot(Ink):
     """Handwritten characters.
 
     Args:
-        partition: reptile, vinyals or alphabets.
+        partition: reptile, vinyals, vinyals-trainval or alphabets.
         rotations: rotated characters are training classes too.
         shrink: nearest, mean or crop, as for `load_omniglot`.
     """
@@ -115,7 +115,9 @@ class Omniglot(Ink):
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
         # The Vinyals split has rotated classes in every part, the others to train on.
-        rotations = self.rotations and (split == "meta_train" or self.partition == "vinyals")
+        rotations = self.rotations and (
+            split == "meta_train" or self.partition.startswith("vinyals")
+        )
         return self.inked(
             load_omniglot(
                 split,
@@ -127,7 +129,7 @@ class Omniglot(Ink):
         )
 
     def validated(self) -> str:
-        has_none = self.partition in ("reptile", "alphabets")
+        has_none = self.partition != "vinyals"
         return self.validation or ("meta_train" if has_none else "meta_val")
 
 
