@@ -51,7 +51,7 @@ def _others(like: Tensor) -> Tensor:
     return 1 - torch.eye(len(like), dtype=like.dtype, device=like.device)
 
 
-def parent_sets(k: int) -> Tensor:
+def parent_sets(k: int, device: torch.device | None = None) -> Tensor:
     """Every set of parents of every variable: (2^(k-1), k, k); row i of number b holds the
     bits of b, in the order of the other variables.
 
@@ -59,19 +59,20 @@ def parent_sets(k: int) -> Tensor:
         >>> parent_sets(2).tolist()
         [[[0.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]]
     """
-    bits = (torch.arange(1 << (k - 1))[:, None] >> torch.arange(k - 1)) & 1  # (2^(k-1), k-1)
-    return bits[:, _place(k)] * (1.0 - torch.eye(k))
+    numbers = torch.arange(1 << (k - 1), device=device)
+    bits = (numbers[:, None] >> numbers[: k - 1]) & 1  # (2^(k-1), k-1)
+    return bits[:, _place(k, device)] * (1.0 - torch.eye(k, device=device))
 
 
-def _place(k: int) -> Tensor:
+def _place(k: int, device: torch.device | None) -> Tensor:
     """[i, j] is the place of j among the variables other than i; anything on the diagonal."""
-    every = torch.arange(k)
+    every = torch.arange(k, device=device)
     return (every - (every > every[:, None]).long()).clamp(max=k - 2)
 
 
 def number_of(graphs: Tensor) -> Tensor:
     """Which of `parent_sets` each variable of each graph has: (G, k, k) to (G, k) int64."""
-    return (graphs.long() << _place(graphs.shape[-1]).to(graphs.device)).sum(-1)
+    return (graphs.long() << _place(graphs.shape[-1], graphs.device)).sum(-1)
 
 
 def regret(gamma: Tensor, graphs: Tensor, scores: Tensor) -> Tensor:
@@ -238,7 +239,7 @@ class CausalGraph(Learner):
         k = self.variables
         if 1 << (k - 1) >= len(graphs):
             return self._means(params, examples, graphs)
-        sets = parent_sets(k).to(graphs)
+        sets = parent_sets(k, graphs.device).to(graphs.dtype)
         return self._means(params, examples, sets).gather(0, number_of(graphs))
 
     def _means(self, params: Params, examples: Examples, graphs: Tensor) -> Tensor:
