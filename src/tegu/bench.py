@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,21 +42,23 @@ class Way:
         vectorise: "loop" or "vmap".
         compile: whether the inner step, or the outer gradient, is compiled.
         precision: "fp32" or "bf16".
+        cuda_graphs: whether whole updates are replayed; on a GPU alone.
     """
 
     name: str
     vectorise: str
     compile: bool
     precision: str
+    cuda_graphs: bool = False
 
     @property
     def settings(self) -> str:
         """The options that choose this way."""
         compiled = "on" if self.compile else "off"
-        return (
-            f"--set engine.vectorise={self.vectorise} --set engine.compile={compiled} "
-            f"--set engine.precision={self.precision}"
-        )
+        chosen = {"vectorise": self.vectorise, "compile": compiled, "precision": self.precision}
+        if self.cuda_graphs:
+            chosen["cuda_graphs"] = "true"
+        return " ".join(f"--set engine.{name}={value}" for name, value in chosen.items())
 
 
 WAYS = (
@@ -66,6 +68,7 @@ WAYS = (
     Way("many at once", "vmap", False, "bf16"),
     Way("many at once, compiled", "vmap", True, "bf16"),
 )
+ON_GPU = tuple(replace(way, name=f"{way.name}, CUDA graphs", cuda_graphs=True) for way in WAYS[1:])
 HEADER = [
     "way",
     "precision",
@@ -103,7 +106,7 @@ def measure(
     *,
     seconds: float = 20.0,
     rounds: int = 50,
-    ways: tuple[Way, ...] = WAYS,
+    ways: tuple[Way, ...] = (),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[Found]:
     """Times one meta-iteration of a recipe in every way that gets it right.
@@ -112,10 +115,11 @@ def measure(
         job: the recipe.
         seconds: of timing, about; at least three rounds of all ways.
         rounds: at most; each way takes its turn in a round.
-        ways: the first is what the others are compared with.
+        ways: the first is what the others are compared with; none for all that there are.
         progress: told how many of how many ways are ready to be timed, and which.
     """
     device, size = torch.device(job.recipe.engine.device), job.recipe.train.meta_batch
+    ways = ways or (WAYS + ON_GPU if device.type == "cuda" else WAYS)
     tasks, learner = job.training_tasks(), job.learner
     drawn: list[tuple[Episode, Tensor]] = []
     for number in range(BATCHES):
@@ -138,7 +142,11 @@ def measure(
     found = []
     for number, way in enumerate(ways):
         engine = Vectorised(
-            learner, vectorise=way.vectorise, compile=way.compile, precision=way.precision
+            learner,
+            vectorise=way.vectorise,
+            compile=way.compile,
+            precision=way.precision,
+            cuda_graphs=way.cuda_graphs,
         )
         one = Found(way, _training(engine, params, drawn, rate))
         found.append(one)
@@ -150,7 +158,8 @@ def measure(
             continue
         began = time.perf_counter()
         try:
-            got = update(engine, params, *drawn[0])
+            for _ in range(3 if way.cuda_graphs else 1):  # called, recorded, replayed
+                got = update(engine, params, *drawn[0])
         except InputError as refused:
             one.why_not = refused.given
             continue

@@ -359,7 +359,7 @@ def meta_train(
             "learner": re.sub(r" at 0x[0-9a-f]+", "", f"{learner!r} around {learner.model!r}"),
             "loss": _named(learner.loss),
             "tasks": _describe(tasks),
-            "settings": vars(settings),
+            "settings": {k: v for k, v in vars(settings).items() if k != "workers"},
         }
         folder = Run(Path(run), {**known, "precision": precision})
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)

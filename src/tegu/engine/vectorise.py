@@ -79,7 +79,7 @@ class Vectorised:
         vectorise: str = "auto",
         compile: bool = False,
         precision: str = "fp32",
-        cuda_graphs: bool = False,
+        cuda_graphs: bool = True,
         checkpoint: bool = False,
         at_once: int = 0,
     ) -> None:
