@@ -226,6 +226,9 @@ def floats(data: ClassDataset, x: Tensor, at: Tensor, augment: Augment | None) -
         x = augment(x.flatten(0, 1), each.flatten()).unflatten(0, x.shape[:2])
     if data.mean:
         shape = (-1, *[1] * (x.ndim - 3))  # one for each channel, the axis behind T and S
-        mean, std = (torch.tensor(v, device=x.device) for v in (data.mean, data.std))
-        x = (x - mean.to(x.dtype).reshape(shape)) / std.to(x.dtype).reshape(shape)
+        mean, std = (
+            torch.cat([x.new_full((1,), v) for v in values]).reshape(shape)
+            for values in (data.mean, data.std)
+        )
+        x = (x - mean) / std
     return x

@@ -130,3 +130,19 @@ def test_a_process_that_was_killed_is_told_of(tasks: FewShotTasks) -> None:
     with pytest.raises(InputError, match="has ended"):
         for _ in found:
             pass
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_draws_the_same_episodes(toy_data: ClassDataset) -> None:
+    here, there = (
+        FewShotTasks(data, n_way=3, n_shot=2, n_query=1, seed=5)
+        for data in (toy_data, toy_data.to("cuda"))
+    )
+    alone = tell(batches(here, first=3, last=150, **ALL))
+    drawn = tell(batches(there, first=3, last=150, **ALL))
+    for (i, x, at), (j, y, to) in zip(alone, drawn, strict=True):
+        assert i == j
+        assert y.is_cuda
+        assert torch.equal(x, y.cpu())
+        assert torch.equal(at, to.cpu())

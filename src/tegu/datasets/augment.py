@@ -93,7 +93,8 @@ def jitter(
         raise InputError(
             f"jitter by {brightness}, {contrast}, {saturation}", "numbers from 0 to 1", "Pass 0.4."
         )
-    factors = 1 + torch.tensor(ranges, device=images.device) * keys.uniform(key, 3, -1.0, 1.0)
+    draw = keys.uniform(key, 3, -1.0, 1.0)
+    factors = torch.stack([1 + each * draw[:, i] for i, each in enumerate(ranges)], 1)
     factors = factors.to(images.dtype)[:, :, None, None, None]
     x = (images * factors[:, 0]).clamp(0, 1)
     x = _mixed(_grey(x).mean((-2, -1), keepdim=True), x, factors[:, 1])

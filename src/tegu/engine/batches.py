@@ -46,14 +46,15 @@ def batches(
     them that `own` picks where processes share a meta-batch. With `workers`, so many
     processes draw the next blocks during the work on this one; and a thread does where
     `tasks.waits` says that drawing waits for files. Else whatever does the work would only
-    be shared: a GPU is asked for a block ahead of its work anyway.
+    be shared; but a GPU is asked for a block before it is done with the one before.
 
     Episodes are put on `device`, or stay where they are drawn.
     """
-    root, each = keys.key(seed, "meta_train"), len(range(meta_batch)[own])
+    each = len(range(meta_batch)[own])
 
-    def index_of(block: range) -> Tensor:
-        index = torch.arange(block.start * meta_batch, block.stop * meta_batch)
+    def index_of(block: range, where: torch.device) -> Tensor:
+        # Made where it is used: a copy to a GPU would wait for all that the GPU has to do.
+        index = torch.arange(block.start * meta_batch, block.stop * meta_batch, device=where)
         return index.reshape(-1, meta_batch)[:, own].flatten()
 
     def placed(episodes: Episode) -> Episode:
@@ -61,7 +62,9 @@ def batches(
 
     block = range(first, min(first + 1, last))  # one iteration says how many fit into a block
     with part("sampling"):
-        episodes = placed(tasks.episodes(index_of(block)))
+        found = tasks.episodes(index_of(block, torch.device("cpu")))
+        episodes, drawn_on = placed(found), found.support.x.device
+    root = keys.key(seed, "meta_train", device=episodes.support.x.device)
     size = sum(x.numel() * x.element_size() for x in tensors_of(episodes))
     length = max(1, min(BLOCK, BLOCK_BYTES // max(size, 1)))
     blocks = (range(at, min(at + length, last)) for at in range(block.stop, last, length))
@@ -71,12 +74,17 @@ def batches(
 
         def ask(count: int) -> None:
             for block in islice(blocks, count):
-                coming.append((block, reader(index_of(block))))
+                coming.append((block, reader(index_of(block, drawn_on))))
 
         ask(2 * workers or 1)
         while True:
-            at = keys.fold(root, index_of(block)).to(episodes.support.x.device)
+            at = keys.fold(root, index_of(block, root.device))
             for i, number in enumerate(block):
+                if number == block[-1] and coming and drawn_on.type != "cpu":
+                    # Asked for while the GPU still has this block's work before it.
+                    with part("sampling"):
+                        following, drawn = coming.popleft()
+                        coming.appendleft((following, partial(placed, drawn())))
                 rows = slice(i * each, (i + 1) * each)
                 yield number, select(episodes, rows), at[rows]
             if not coming:
