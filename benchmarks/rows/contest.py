@@ -17,6 +17,7 @@ from tegu import timing
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, moved, select
 from tegu.inner import Params
+from tegu.learners import Learner
 from tegu.sampling import Tasks
 
 # How far an answer may be from the loop in float64, as a share of its length.
@@ -145,6 +146,13 @@ class Drawn:
     def __getitem__(self, i: int) -> tuple[Episode, Tensor]:
         i %= len(self.batches)
         return self.batches[i], self.keys[i]
+
+
+def engine_of(learner: Learner, precision: str, *, compiled: bool, graphs: bool) -> Vectorised:
+    """tegu's way of running a row."""
+    return Vectorised(
+        learner, vectorise="vmap", compile=compiled, precision=precision, cuda_graphs=graphs
+    )
 
 
 def told(work: str, graphs: bool) -> str:

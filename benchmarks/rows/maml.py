@@ -19,6 +19,7 @@ from rows.contest import (
     check_several,
     double,
     draw,
+    engine_of,
     gradient,
     told,
 )
@@ -94,13 +95,7 @@ def contests(
     engines: dict[tuple[str, bool], Callable[[int], None]] = {}
     for replayed, (precision, name) in product(graphs, names):
         if (precision, replayed) not in engines:
-            engine = Vectorised(
-                learner,
-                vectorise="vmap",
-                compile=compiled,
-                precision=precision,
-                cuda_graphs=replayed,
-            )
+            engine = engine_of(learner, precision, compiled=compiled, graphs=replayed)
 
             def found(i: int, engine: Vectorised = engine) -> Params:
                 return gradient(engine, params, *drawn[i])

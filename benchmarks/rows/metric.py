@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rows import rivals
-from rows.contest import Contest, Drawn, Setup, answer, check, double, draw, gradient, told
+from rows.contest import (
+    Contest,
+    Drawn,
+    Setup,
+    answer,
+    check,
+    double,
+    draw,
+    engine_of,
+    gradient,
+    told,
+)
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, timing
 from tegu.engine.vectorise import Vectorised
@@ -124,13 +135,7 @@ def protonet(setup: Setup) -> Iterator[Contest]:
     for graphs, (precision, compiled, rival) in product(setup.graphs, contests):
         way = precision, compiled, graphs
         if way not in acts:
-            engine = Vectorised(
-                learner,
-                vectorise="vmap",
-                compile=compiled,
-                precision=precision,
-                cuda_graphs=graphs,
-            )
+            engine = engine_of(learner, precision, compiled=compiled, graphs=graphs)
             found = answer(partial(gradient, engine, params, some, at), graphs)
             checked("tegu", precision, found)
             acts[way] = _training(engine, params, drawn)

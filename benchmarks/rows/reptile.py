@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rows.contest import Contest, Drawn, Setup, answer, check, double, draw, told
+from rows.contest import Contest, Drawn, Setup, answer, check, double, draw, engine_of, told
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -228,13 +228,7 @@ def training(setup: Setup) -> Iterator[Contest]:
     for graphs, (precision, rounded, compiled) in product(setup.graphs, contests):
         way = precision, compiled, graphs
         if way not in acts:
-            engine = Vectorised(
-                learner,
-                vectorise="vmap",
-                compile=compiled,
-                precision=precision,
-                cuda_graphs=graphs,
-            )
+            engine = engine_of(learner, precision, compiled=compiled, graphs=graphs)
             update = partial(engine.update, params, {}, some, at, outer_lr=OUTER_LR)
             found, _, _ = answer(update, graphs)
             check(work, "tegu", precision, moved(found, params), right[False])
@@ -312,9 +306,7 @@ def testing(setup: Setup) -> Iterator[Contest]:
     acts: dict[tuple[str, bool], Callable[[int], Any]] = {}
     for graphs, (precision, rounded) in product(setup.graphs, NAMES):
         if (precision, graphs) not in acts:
-            engine = Vectorised(
-                learner, vectorise="vmap", compile=True, precision=precision, cuda_graphs=graphs
-            )
+            engine = engine_of(learner, precision, compiled=True, graphs=graphs)
             replies = answer(partial(solved, engine, params, some, at), graphs)
             check(work, "tegu", precision, list(replies[first]), right[False])
 

@@ -42,22 +42,22 @@ class Way:
         vectorise: "loop" or "vmap".
         compile: whether the inner step, or the outer gradient, is compiled.
         precision: "fp32" or "bf16".
-        cuda_graphs: whether whole updates are replayed; on a GPU alone.
+        cuda_graphs: whether whole updates are replayed; None on a CPU, where there are none.
     """
 
     name: str
     vectorise: str
     compile: bool
     precision: str
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
 
     @property
     def settings(self) -> str:
         """The options that choose this way."""
         compiled = "on" if self.compile else "off"
         chosen = {"vectorise": self.vectorise, "compile": compiled, "precision": self.precision}
-        if self.cuda_graphs:
-            chosen["cuda_graphs"] = "true"
+        if self.cuda_graphs is not None:
+            chosen["cuda_graphs"] = str(self.cuda_graphs).lower()
         return " ".join(f"--set engine.{name}={value}" for name, value in chosen.items())
 
 
@@ -68,7 +68,10 @@ WAYS = (
     Way("many at once", "vmap", False, "bf16"),
     Way("many at once, compiled", "vmap", True, "bf16"),
 )
-ON_GPU = tuple(replace(way, name=f"{way.name}, CUDA graphs", cuda_graphs=True) for way in WAYS[1:])
+ON_GPU = (
+    *(replace(way, cuda_graphs=False) for way in WAYS),
+    *(replace(way, name=f"{way.name}, CUDA graphs", cuda_graphs=True) for way in WAYS[1:]),
+)
 HEADER = [
     "way",
     "precision",
@@ -119,7 +122,7 @@ def measure(
         progress: told how many of how many ways are ready to be timed, and which.
     """
     device, size = torch.device(job.recipe.engine.device), job.recipe.train.meta_batch
-    ways = ways or (WAYS + ON_GPU if device.type == "cuda" else WAYS)
+    ways = ways or (ON_GPU if device.type == "cuda" else WAYS)
     tasks, learner = job.training_tasks(), job.learner
     drawn: list[tuple[Episode, Tensor]] = []
     for number in range(BATCHES):
@@ -146,7 +149,7 @@ def measure(
             vectorise=way.vectorise,
             compile=way.compile,
             precision=way.precision,
-            cuda_graphs=way.cuda_graphs,
+            cuda_graphs=bool(way.cuda_graphs),
         )
         one = Found(way, _training(engine, params, drawn, rate))
         found.append(one)

@@ -64,7 +64,8 @@ class Job:
             raise unknown(
                 "value of engine.compile", self.recipe.engine.compile, ["auto", "on", "off"]
             )
-        if self.recipe.engine.workers and self.recipe.engine.device != "cpu" and self.drawn_there:
+        on_gpu = self.recipe.engine.device != "cpu" and self.targets == "classes"
+        if self.recipe.engine.workers and on_gpu:
             raise InputError(
                 f"engine.workers is {self.recipe.engine.workers}, but tasks of "
                 f"{self.recipe.data.name} are drawn on the GPU",
@@ -106,11 +107,6 @@ class Job:
     def targets(self) -> str:
         """What a task's targets are: "classes", "numbers", "sequences" or "samples"."""
         return self.recipe.data.targets
-
-    @property
-    def drawn_there(self) -> bool:
-        """Whether tasks are drawn on the recipe's device; else on a processor."""
-        return self.targets == "classes"
 
     @property
     def validation(self) -> str:
@@ -262,7 +258,7 @@ class Job:
             vectorise=settings.vectorise,
             compile=compiled,
             precision=settings.precision,
-            cuda_graphs=self.recipe.engine.cuda_graphs,
+            cuda_graphs=settings.cuda_graphs,
             checkpoint=settings.checkpoint and learner.outer_update is None,
             at_once=settings.at_once,
         )
