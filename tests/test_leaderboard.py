@@ -90,6 +90,13 @@ def test_an_entry_says_what_it_cost(here: list[str]) -> None:
     assert cost["state_bytes"] == 4 * 16 * 4 + 4
 
 
+def test_scoring_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks at least, and each figure says how many."""
+    monkeypatch.setattr(leaderboard, "SCORING", 0.0)
+    found = entry("maml", "glyphs", replace(SHORT, episodes=5))
+    assert [one["episodes"] for one in found["cells"]] == [2] * 4
+
+
 def test_finished_entries_are_not_run_again(here: list[str], tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
 

@@ -175,7 +175,7 @@ def _leaderboard(one: argparse.ArgumentParser) -> None:
     _defaulted(
         one,
         ("--seconds", float, 180.0, "training time of each learner on each data set"),
-        ("--episodes", int, 1000, "unseen tasks for each figure"),
+        ("--episodes", int, 1000, "unseen tasks for each figure, as far as a minute goes"),
         ("--seed", seed, 0, "seed of everything random"),
         ("--threads", int, 0, "processor threads to use; 0 for torch's choice"),
         ("--precision", str, "fp32", "fp32, bf16 or auto"),
