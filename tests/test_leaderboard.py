@@ -93,8 +93,15 @@ def test_an_entry_says_what_it_cost(here: list[str]) -> None:
 def test_scoring_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks at least, and each figure says how many."""
     monkeypatch.setattr(leaderboard, "SCORING", 0.0)
+    monkeypatch.setitem(BOARDS, "glyphs", replace(BOARDS["glyphs"], apart=True))
     found = entry("maml", "glyphs", replace(SHORT, episodes=5))
     assert [one["episodes"] for one in found["cells"]] == [2] * 4
+
+
+def test_tasks_with_weights_of_their_own_can_follow_one_another() -> None:
+    for name, at_once in (("maml", 1), ("protonet", 0)):
+        assert job(name, "cifar-fs", SHORT).recipe.engine.at_once == at_once
+    assert job("maml", "glyphs", SHORT).recipe.engine.at_once == 0
 
 
 def test_finished_entries_are_not_run_again(here: list[str], tmp_path: Path) -> None:

@@ -356,7 +356,6 @@ class Job:
         *,
         learner: Learner | None = None,
         seconds: float = float("inf"),
-        at_once: int = 0,
         progress: Callable[[int, int, float], None] | None = None,
     ) -> list[tuple[Cell, Result]]:
         """Every cell of the recipe; cells that differ only in normalisation share their tasks.
@@ -365,7 +364,6 @@ class Job:
             params: what was meta-learned.
             learner: in place of the recipe's.
             seconds: end each group of cells that share their tasks after so much time.
-            at_once: tasks side by side; 0 for the recipe's.
             progress: told tasks done, tasks in all, and the mean so far.
         """
         settings = self.recipe.evaluate
@@ -397,7 +395,7 @@ class Job:
                 params,
                 tasks,
                 episodes=settings.episodes,
-                at_once=at_once or settings.at_once,
+                at_once=settings.at_once,
                 seconds=seconds,
                 seed=settings.seed,
                 score=measure.score,

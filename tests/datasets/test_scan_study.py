@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tegu.datasets import ScanStudy
-from tegu.datasets.scan import ACTION_WORDS, COMMAND_WORDS, interpret, split_pairs
+from tegu.datasets.scan import ACTION_WORDS, COMMAND_WORDS, PRIMITIVES, interpret, split_pairs
 from tegu.datasets.scan_study import TRADED
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.errors import InputError
@@ -89,6 +89,21 @@ def test_study_examples_are_short() -> None:
     assert int((query.y > END).sum(-1).max()) > 6
 
 
+def test_training_shows_a_verb_alone_as_the_test_does() -> None:
+    support, _ = ScanStudy(permuted=0.0).episodes(torch.arange(200))
+    alone = [" ".join(words(row)) for row in support.x[:, 0]]
+    assert {verb: alone.count(verb) // 30 for verb in set(alone)} == dict.fromkeys(PRIMITIVES, 1)
+    support, _ = ScanStudy("length", permuted=0.0).episodes(torch.arange(20))
+    assert not set(PRIMITIVES).issuperset(" ".join(words(row)) for row in support.x[:, 0])
+
+
+def test_each_pair_of_the_file_counts_once() -> None:
+    """A tenth of the file is "jump" by itself, over and over."""
+    _, query = ScanStudy(permuted=0.0, n_query=200).episodes(torch.arange(10))
+    asked = [" ".join(words(row)) for row in query.x.flatten(0, 1)]
+    assert asked.count("jump") < 20
+
+
 def test_episode_i_is_a_function_of_seed_split_and_i() -> None:
     source, index = ScanStudy(), torch.tensor([7, 3])
     both, one = source.episodes(index), source.episodes(index[1:])
@@ -104,5 +119,7 @@ def test_errors() -> None:
         ScanStudy("jump")
     with pytest.raises(InputError, match="split"):
         ScanStudy(split="test")
-    with pytest.raises(InputError, match="shown is 3"):
-        ScanStudy(shown=3)
+    with pytest.raises(InputError, match="shown is 0"):
+        ScanStudy(shown=0)
+    with pytest.raises(InputError, match="10 study examples of at most 1 actions"):
+        ScanStudy(shown=1).episodes(torch.arange(1))

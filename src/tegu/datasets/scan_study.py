@@ -32,7 +32,7 @@ from tegu.errors import InputError, unknown
 
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
-ALWAYS = {"add-jump": "jump"}  # what the study examples of a test always show
+ALWAYS = {"add-jump": "jump"}  # the verb alone that a test always shows
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class ScanStudy:
 
     Reference:
         As above. Differs from it: study examples are short, by `shown`, where any pair may be
-        one; an episode asks several queries of the same study examples, which the code draws
-        anew for each; a query may be a study example by chance.
+        one; each pair of the file counts once, where "jump" by itself fills a tenth of it; as
+        a test of add-jump shows "jump" alone, training shows one of the four verbs alone; an
+        episode asks several queries of the same study examples, which the code draws anew for
+        each; a query may be a study example by chance.
 
     Example:
         >>> episodes = ScanStudy(n_query=4, shown=12).episodes(torch.arange(2))
@@ -80,7 +82,7 @@ class ScanStudy:
         for name, least, most in (
             ("n_support", 1, 1000),
             ("n_query", 1, 1000),
-            ("shown", 4, 48),
+            ("shown", 1, 48),
             ("permuted", 0, 1),
         ):
             if not least <= getattr(self, name) <= most:
@@ -103,18 +105,23 @@ class ScanStudy:
         at = keys.fold(root, index)
         train = _pairs(self.task, "train")
         short = ((train.y != PAD).sum(-1) <= self.shown + 1).nonzero()[:, 0]
+        if self.n_support > len(short):
+            raise InputError(
+                f"{self.n_support} study examples of at most {self.shown} actions",
+                f"at most {len(short)}, as many as the file has",
+                "Lower n_support, or raise shown.",
+            )
         shown = short[keys.distinct(keys.fold(at, 1), len(short), self.n_support)]
-        source = train
+        source, alone = train, _alone(self.task)
         if self.split == "meta_test":
             source = _pairs(self.task, "test")
             asked = index[:, None] * self.n_query + torch.arange(self.n_query)
             asked = asked % len(source.x)
-            if word := ALWAYS.get(self.task):
-                place = COMMAND_WORDS.index(word) + WORDS
-                (found,) = _row(train, place).nonzero()[:1, 0].tolist()
-                shown[:, 0] = found  # of study examples that are a set, the order is free
+            alone = alone[:1]
         else:
             asked = keys.distinct(keys.fold(at, 2), len(source.x), self.n_query)
+        if len(alone):  # study examples are a set: any place will do
+            shown[:, 0] = alone[keys.bits(keys.fold(at, 6), 1)[:, 0] % len(alone)]
         support = Pairs(train.x[shown], train.y[shown][..., : self.shown + 1])
         query = Pairs(source.x[asked], source.y[asked])
         if self.split != "meta_test":
@@ -132,9 +139,19 @@ class ScanStudy:
         )
 
 
-def _row(pairs: Pairs, word: int) -> Tensor:
-    """Whether a command is a word and nothing else."""
-    return (pairs.x[:, 0] == word) & (pairs.x[:, 1] == PAD)
+def _alone(task: str) -> Tensor:
+    """Pairs of the train file that are a verb and nothing else: the test's own first; or none."""
+    if task not in ALWAYS:
+        return torch.empty(0, dtype=torch.int64)
+    train, first = _pairs(task, "train"), ALWAYS[task]
+    verbs = sorted(PRIMITIVES, key=lambda verb: verb != first)
+    single = train.x[:, 1] == PAD
+    return torch.cat(
+        [
+            ((train.x[:, 0] == WORDS + COMMAND_WORDS.index(verb)) & single).nonzero()[:, 0]
+            for verb in verbs
+        ]
+    )
 
 
 def _table(vocabulary: tuple[str, ...], some: tuple[str, ...], at: Tensor, trade: Tensor) -> Tensor:
@@ -148,5 +165,5 @@ def _table(vocabulary: tuple[str, ...], some: tuple[str, ...], at: Tensor, trade
 @lru_cache(maxsize=8)
 def _pairs(task: str, part: str) -> Pairs:
     """A split's file as tokens, padded to the widest of all files."""
-    x, y = tokens(sorted(split_pairs(task, part)))
+    x, y = tokens(sorted(set(split_pairs(task, part))))
     return Pairs(F.pad(x, (0, 9 - x.shape[1])), F.pad(y, (0, 49 - y.shape[1])))
