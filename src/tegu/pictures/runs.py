@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tegu.errors import InputError
 from tegu.losses import SHARES
-from tegu.pictures.style import BLUE, FAINT, GREEN, GRID, INK, ORANGE, RED, SKY, picture
+from tegu.pictures.style import BLUE, FAINT, GREEN, GRID, INK, ORANGE, RED, SKY, name_points, picture
 from tegu.report import check_figure, duration
 
 
@@ -203,21 +203,14 @@ def tradeoff(
         room = max(high - low, 1.0)
         axes.set_ylim(low - 0.05 * room, high + 0.08 * room)
         axes.set_xscale("log")
-        axes.set_xlim(min(r[3] for r in rows) / 1.5, max(r[3] for r in rows) * 4)
-        # Names stand right of their points, moved apart where points crowd.
-        places = _apart([-100 * row[1] for row in ordered], room / 26)
-        for (name, value, _, cost), place in zip(ordered, places, strict=True):
-            axes.annotate(
-                name,
-                (cost, 100 * value),
-                (cost * 1.12, -place),
-                fontsize=8.5,
-                va="center",
-                color=BLUE if name == ordered[0][0] else INK,
-                arrowprops={"arrowstyle": "-", "color": "#D5DBDF", "linewidth": 0.6},
-            )
+        axes.set_xlim(min(r[3] for r in rows) / 1.5, max(r[3] for r in rows) * 2)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy on unseen tasks, %")
+        colours = [BLUE, *[INK] * (len(ordered) - 1)]
+        name_points(
+            axes,
+            [(r[0], r[3], 100 * r[1], c) for r, c in zip(ordered, colours, strict=True)],
+        )
 
 
 def episode(
