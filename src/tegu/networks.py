@@ -26,6 +26,7 @@ from tegu.models import (
     category_pair,
     mixture_pair,
 )
+from tegu.models.mlc import REACH
 from tegu.sources import Inputs
 
 
@@ -281,7 +282,8 @@ class StudyTransformerNetwork(Network):
         width: of tokens.
         heads: of attention.
         feedforward: width inside a block.
-        decoder: layers; the encoder has three.
+        encoder: layers; the second, the fourth and so on reach over all study examples.
+        decoder: layers.
     """
 
     name: ClassVar[str] = "study-transformer"
@@ -291,6 +293,7 @@ class StudyTransformerNetwork(Network):
     width: int = 128
     heads: int = 8
     feedforward: int = 512
+    encoder: int = 3
     decoder: int = 3
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
@@ -300,6 +303,7 @@ class StudyTransformerNetwork(Network):
             width=self.width,
             heads=self.heads,
             feedforward=self.feedforward,
+            encoder=[REACH[layer % 2] for layer in range(self.encoder)],
             decoder=self.decoder,
             longest=inputs.longest,
             seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -147,6 +148,14 @@ def test_settings_to_start_from(data: str) -> None:
     one = Job(recipes.starting("mlc", data))
     one.check()
     assert isinstance(one.learner.model, StudyTransformer)
+
+
+def test_every_second_layer_of_the_encoder_reaches_over_the_episode() -> None:
+    for layers, reach in ((3, ("example", "episode", "example")), (4, ("example", "episode") * 2)):
+        one = Job(recipes.load("mlc-grammars", {"model.encoder": layers}))
+        model: Any = one.learner.model
+        assert model.encoder_reach == reach
+        assert len(model.encoder) == layers
 
 
 def test_errors() -> None:

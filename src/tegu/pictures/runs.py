@@ -13,7 +13,18 @@ from torch import Tensor
 
 from tegu.errors import InputError
 from tegu.losses import SHARES
-from tegu.pictures.style import BLUE, FAINT, GREEN, GRID, INK, ORANGE, RED, SKY, name_points, picture
+from tegu.pictures.style import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GRID,
+    INK,
+    ORANGE,
+    RED,
+    SKY,
+    name_points,
+    picture,
+)
 from tegu.report import check_figure, duration
 
 

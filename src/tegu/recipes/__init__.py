@@ -131,6 +131,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.decoder_layers": (1, 1000),
     "model.embedding_layers": (1, 1000),
     "model.decoder": (1, 1000),
+    "model.encoder": (2, 1000),
     "model.heads": (1, 1 << 10),
     "model.feedforward": (1, 1 << 20),
     "model.components": (1, 1 << 16),
