@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tegu.datasets import ScanStudy
 from tegu.datasets.scan import ACTION_WORDS, COMMAND_WORDS, PRIMITIVES, interpret, split_pairs
-from tegu.datasets.scan_study import TRADED
+from tegu.datasets.scan_study import LENGTHS, TRADED
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.errors import InputError
 
@@ -102,6 +102,33 @@ def test_each_pair_of_the_file_counts_once() -> None:
     _, query = ScanStudy(permuted=0.0, n_query=200).episodes(torch.arange(10))
     asked = [" ".join(words(row)) for row in query.x.flatten(0, 1)]
     assert asked.count("jump") < 20
+
+
+def test_training_asks_answers_of_one_kind_together_each_as_often_as_the_file_has_them() -> None:
+    source = ScanStudy(n_query=4)
+    _, query = source.episodes(torch.arange(6400))
+    length = (query.y > END).sum(-1)
+    kind = torch.bucketize(length, torch.tensor(LENGTHS)).reshape(400, -1)
+    assert (kind == kind[:, :1]).all()
+    share = kind[:, 0].bincount(minlength=4) / 400
+    file = [len(answer.split()) for _, answer in set(split_pairs("add-jump", "train"))]
+    wanted = torch.bucketize(torch.tensor(file), torch.tensor(LENGTHS)).bincount() / len(file)
+    assert torch.allclose(share, wanted.to(share), atol=0.08)
+    assert len({tuple(row) for row in query.x[:16].flatten(0, 1).tolist()}) > 50
+
+
+def test_trimmed_episodes_lack_nothing_but_padding() -> None:
+    source, widths = ScanStudy(n_query=4), set()
+    for start in range(0, 160, 16):
+        whole = source.episodes(torch.arange(start, start + 16))
+        trimmed = source.trimmed(whole)
+        width = trimmed.query.y.shape[-1]
+        widths.add(width)
+        assert torch.equal(trimmed.query.y, whole.query.y[..., :width])
+        assert (whole.query.y[..., width:] == PAD).all()
+        assert torch.equal(trimmed.query.x, whole.query.x)
+        assert trimmed.support is whole.support
+    assert {9, 17} < widths <= {9, 17, 25, 49}
 
 
 def test_episode_i_is_a_function_of_seed_split_and_i() -> None:

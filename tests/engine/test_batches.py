@@ -17,7 +17,7 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine import batches as module
 from tegu.engine.batches import batches
-from tegu.episodes import Episode
+from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.sampling import FewShotTasks
 
@@ -46,6 +46,18 @@ class Watched:
         return self.tasks.episodes(index)
 
 
+@dataclass
+class Padded(Watched):
+    """Tasks that leave all queries but the first out, and note whose."""
+
+    trimmed_at: list[int] = field(default_factory=list)
+
+    def trimmed(self, episodes: Episode) -> Episode:
+        self.trimmed_at.append(len(episodes.query.mask))
+        query = Examples(*(x[:, :1] for x in episodes.query))
+        return episodes._replace(query=query)
+
+
 @pytest.fixture
 def tasks(toy_data: ClassDataset) -> FewShotTasks:
     return FewShotTasks(toy_data, n_way=3, n_shot=2, n_query=1, seed=5)
@@ -69,6 +81,18 @@ def test_iteration_i_has_the_same_episodes_however_they_are_drawn(
         assert torch.equal(at, keys.fold(keys.key(3, "meta_train"), index))
     assert torch.equal(torch.cat(watched.drawn), torch.arange(2 * first, 80))  # each once
     assert any("tegu-sampling" in name for name in watched.threads) == waits
+
+
+def test_each_iteration_is_trimmed_by_itself(tasks: FewShotTasks) -> None:
+    padded = Padded(tasks)
+    found = list(batches(padded, first=0, last=5, device=torch.device("cpu"), **ALL))
+    assert padded.trimmed_at == [2] * 5
+    for (number, episode, at), (_, whole, other) in zip(
+        found, batches(tasks, first=0, last=5, **ALL), strict=True
+    ):
+        assert episode.query.y.shape[1] == 1 < whole.query.y.shape[1]
+        assert torch.equal(episode.query.x, whole.query.x[:, :1])
+        assert torch.equal(at, other), number
 
 
 def test_blocks_grow_no_larger_than_their_bytes(

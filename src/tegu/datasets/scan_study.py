@@ -33,6 +33,15 @@ from tegu.errors import InputError, unknown
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
 ALWAYS = {"add-jump": "jump"}  # the verb alone that a test always shows
+LENGTHS = (
+    8,
+    16,
+    24,
+    48,
+)  # actions of an answer: in training, commands of one kind are asked together
+TOGETHER = (
+    16  # successive episodes whose queries are of one kind, so that little of them is padding
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class ScanStudy:
         one; each pair of the file counts once, where "jump" by itself fills a tenth of it; as
         a test of add-jump shows "jump" alone, training shows one of the four verbs alone; an
         episode asks several queries of the same study examples, which the code draws anew for
-        each; a query may be a study example by chance.
+        each; queries of `TOGETHER` training episodes have answers of similar length, each kind
+        as often as in the file; a query may be a study example by chance.
 
     Example:
         >>> episodes = ScanStudy(n_query=4, shown=12).episodes(torch.arange(2))
@@ -118,6 +128,8 @@ class ScanStudy:
             asked = index[:, None] * self.n_query + torch.arange(self.n_query)
             asked = asked % len(source.x)
             alone = alone[:1]
+        elif self.split == "meta_train":
+            asked = self._alike(source, root, index)
         else:
             asked = keys.distinct(keys.fold(at, 2), len(source.x), self.n_query)
         if len(alone):  # study examples are a set: any place will do
@@ -137,6 +149,24 @@ class ScanStudy:
                 for half in (support, query)
             )
         )
+
+    def _alike(self, source: Pairs, root: Tensor, index: Tensor) -> Tensor:
+        """Rows of queries (T, Q) whose answers are of similar length."""
+        kind = torch.bucketize((source.y != PAD).sum(-1) - 1, torch.tensor(LENGTHS))
+        order, counts = kind.argsort(stable=True), kind.bincount(minlength=len(LENGTHS))
+        some = keys.bits(keys.fold(keys.fold(root, 7), index // TOGETHER), 1)[:, 0]
+        chosen = kind[some % len(kind)]
+        first = counts.cumsum(0) - counts
+        drawn = keys.distinct(keys.fold(keys.fold(root, index), 2), counts[chosen], self.n_query)
+        rows: Tensor = order[first[chosen][:, None] + drawn]
+        return rows
+
+    def trimmed(self, episodes: Episode) -> Episode:
+        """The same with less padding: targets of queries as wide as their kind needs."""
+        longest = int((episodes.query.y != PAD).sum(-1).max())
+        width = next(length + 1 for length in LENGTHS if length + 1 >= longest)
+        query = episodes.query._replace(y=episodes.query.y[..., :width])
+        return episodes._replace(query=query)
 
 
 def _alone(task: str) -> Tensor:

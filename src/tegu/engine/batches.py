@@ -48,7 +48,8 @@ def batches(
     `tasks.waits` says that drawing waits for files. Else whatever does the work would only
     be shared; but a GPU is asked for a block before it is done with the one before.
 
-    Episodes are put on `device`, or stay where they are drawn.
+    Episodes are put on `device`, or stay where they are drawn. Where tasks can leave out
+    padding, each iteration has no more than its own episodes need (`tasks.trimmed`).
     """
     each = len(range(meta_batch)[own])
 
@@ -57,14 +58,24 @@ def batches(
         index = torch.arange(block.start * meta_batch, block.stop * meta_batch, device=where)
         return index.reshape(-1, meta_batch)[:, own].flatten()
 
+    trim: Callable[[Episode], Episode] | None = getattr(tasks, "trimmed", None)
+
     def placed(episodes: Episode) -> Episode:
         return episodes if device is None else moved(episodes, device)
+
+    def whole(episodes: Episode) -> Episode:
+        # What is still to be trimmed is looked at for it: on a GPU that would wait.
+        return episodes if trim else placed(episodes)
+
+    def part_of(episodes: Episode, rows: slice) -> Episode:
+        some = select(episodes, rows)
+        return placed(trim(some)) if trim else some
 
     block = range(first, min(first + 1, last))  # one iteration says how many fit into a block
     with part("sampling"):
         found = tasks.episodes(index_of(block, torch.device("cpu")))
-        episodes, drawn_on = placed(found), found.support.x.device
-    root = keys.key(seed, "meta_train", device=episodes.support.x.device)
+        episodes, drawn_on = whole(found), found.support.x.device
+    root = keys.key(seed, "meta_train", device=drawn_on if device is None else device)
     size = sum(x.numel() * x.element_size() for x in tensors_of(episodes))
     length = max(1, min(BLOCK, BLOCK_BYTES // max(size, 1)))
     blocks = (range(at, min(at + length, last)) for at in range(block.stop, last, length))
@@ -84,14 +95,14 @@ def batches(
                     # Asked for while the GPU still has this block's work before it.
                     with part("sampling"):
                         following, drawn = coming.popleft()
-                        coming.appendleft((following, partial(placed, drawn())))
+                        coming.appendleft((following, partial(whole, drawn())))
                 rows = slice(i * each, (i + 1) * each)
-                yield number, select(episodes, rows), at[rows]
+                yield number, part_of(episodes, rows), at[rows]
             if not coming:
                 return
             block, drawn = coming.popleft()
             with part("sampling"):
-                episodes = placed(drawn())
+                episodes = whole(drawn())
             ask(1)
 
 
