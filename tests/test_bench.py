@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,3 +131,21 @@ def test_the_command(
     assert json.loads(capsys.readouterr().out)["name"] == "bench-maml-sinusoids"
     assert main([*words, "--seconds", "-1"]) == 2
     assert "--seconds -1.0" in capsys.readouterr().err
+
+
+def test_on_a_gpu_graphs_are_a_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command leaves no way out, and names the graphs where they are the default."""
+    asked: dict[str, Any] = {}
+
+    def measured(job: Job, **settings: Any) -> list[Any]:
+        asked.update(settings)
+        raise InputError("enough", "", "")
+
+    monkeypatch.setattr(bench, "measure", measured)
+    assert main(["bench", "maml-sinusoids"]) == 2
+    assert asked["ways"] == WAYS
+    one = job("maml-sinusoids", {})
+    engine = replace(one.recipe.engine, device="cuda")
+    on_gpu: Any = SimpleNamespace(recipe=replace(one.recipe, engine=engine))
+    assert bench.ways_of(on_gpu) == bench.ON_GPU
+    assert all("engine.cuda_graphs=" in way.settings for way in bench.ON_GPU)

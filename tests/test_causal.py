@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,29 @@ def test_bad_input_for_a_graph(
     assert main(["causal", "mine.csv", *words]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line, "12 rows labelled 'few'"),
+        (lambda line: line.replace("0,", "1,", 1), "the column 'a' has one value only"),
+    ],
+)
+def test_messages_about_a_graph_name_labels_and_columns(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[str], str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    head, *lines = chain(tmp_path / "mine.csv").read_text().splitlines()
+    few = [] if "column" in message else [line.replace(",x", ",few") for line in lines[:12]]
+    changed = [change(line) if line.startswith("0,") else line for line in lines]
+    Path("mine.csv").write_text("\n".join([head, *changed, *few]))
+    assert main(["causal", "mine.csv", "--environment", "treatment", "--baseline", "none"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

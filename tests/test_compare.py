@@ -94,6 +94,11 @@ def test_the_document_of_two_learners(here: list[str], tmp_path: Path) -> None:
     assert len(here) == 4, "entries of another budget are"
 
 
+def test_learners_that_are_scored_differently_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="scored differently on gp: reptile by mse, cnp by log"):
+        run(["reptile", "cnp"], "gp", SHORT, tmp_path)
+
+
 def test_what_would_take_too_long_is_left_out(here: list[str], tmp_path: Path) -> None:
     one = compare.job("reptile", "glyphs", SHORT)
     engine, params = compare.Vectorised(one.learner), one.learner.init()

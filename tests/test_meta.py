@@ -70,8 +70,15 @@ def test_labels_of_any_kind_come_back(
 
 @pytest.mark.parametrize(
     "form",
-    [torch.tensor, np.array, tuple, lambda y: map(int, y), lambda y: [torch.tensor(i) for i in y]],
-    ids=["tensor", "array", "tuple", "iterator", "list of tensors"],
+    [
+        torch.tensor,
+        np.array,
+        tuple,
+        lambda y: map(int, y),
+        lambda y: [torch.tensor(i) for i in y],
+        lambda y: list(np.array(y)),
+    ],
+    ids=["tensor", "array", "tuple", "iterator", "list of tensors", "list of numpy's numbers"],
 )
 def test_labels_in_any_form(
     form: Callable[[list[int]], Any],
@@ -186,6 +193,26 @@ def test_a_run_with_augmentation_is_another(toy_images: tegu.ClassDataset, tmp_p
             tegu.meta_train(learner, other, meta_iterations=1, run=run, resume=True)
 
 
+def test_a_run_of_tasks_that_keep_tensors_of_their_own(
+    toy_images: tegu.ClassDataset, tmp_path: Path
+) -> None:
+    """What a source of tasks remembers of its draws says nothing about a run."""
+    grouped = replace(toy_images, groups=torch.arange(toy_images.n_classes) // 2)
+    tasks = tegu.FewShotTasks(grouped, n_way=2, n_shot=1, within=True)
+    one = tegu.Reptile(model=tegu.models.Mlp(64, 3, hidden=(4,)), inner_steps=1)
+    for resume in (False, True):
+        run = {"run": tmp_path / "own", "resume": resume}
+        tegu.meta_train(one, tasks, meta_iterations=1, **run)
+    source = tegu.datasets.MutualExclusivity(n_query=2)
+    scan = tegu.datasets.Scan(n_support=2, n_query=2)
+    for number, words in enumerate((source, scan)):
+        model = tegu.models.MemorySeq2Seq(
+            words.n_inputs, words.n_outputs, steps=words.steps, width=4
+        )
+        made = tegu.learners.MetaSeq2Seq(model=model)
+        tegu.meta_train(made, words, meta_iterations=1, run=tmp_path / str(number))
+
+
 def test_features_of_a_model_without_a_body() -> None:
     plain = tegu.Reptile(model=torch.nn.Linear(3, 2))
     with pytest.raises(InputError, match="Linear without a module or method named body"):
@@ -201,6 +228,16 @@ def test_evaluate_is_adapting_and_asking(
     assert result.value > 0.6
     (other,) = learned.evaluate(tasks, episodes=4, score=lambda o, t: 1 - accuracy(o, t))
     assert other.value == pytest.approx(1 - result.value)
+
+
+def test_evaluate_takes_the_ways_of_the_tasks(toy_images: tegu.ClassDataset) -> None:
+    """As adapting does, where the learner has no output for each class."""
+    model = tegu.models.Conv4(0, size=8, width=4)
+    few = tegu.learners.ProtoNet(model=model, n_way=2, normalisation="transductive")
+    params, tasks = few.init(), tegu.FewShotTasks(toy_images, 3, 2, 2, seed=1)
+    (found,) = tegu.MetaLearned(few, params).evaluate(tasks, episodes=4)
+    (wanted,) = tegu.MetaLearned(replace(few, n_way=3), params).evaluate(tasks, episodes=4)
+    assert found == wanted
 
 
 def test_save_and_load(

@@ -104,6 +104,11 @@ class Found:
     times: tuple[float, ...] = ()
 
 
+def ways_of(job: Job) -> tuple[Way, ...]:
+    """All ways that there are on the recipe's device, the plain loop's first."""
+    return ON_GPU if torch.device(job.recipe.engine.device).type == "cuda" else WAYS
+
+
 def measure(
     job: Job,
     *,
@@ -122,7 +127,7 @@ def measure(
         progress: told how many of how many ways are ready to be timed, and which.
     """
     device, size = torch.device(job.recipe.engine.device), job.recipe.train.meta_batch
-    ways = ways or (ON_GPU if device.type == "cuda" else WAYS)
+    ways = ways or ways_of(job)
     tasks, learner = job.training_tasks(), job.learner
     drawn: list[tuple[Episode, Tensor]] = []
     for number in range(BATCHES):

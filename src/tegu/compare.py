@@ -310,6 +310,14 @@ def run(
     jobs = {name: job(name, data, budget, data_dir) for name in names}
     for one in jobs.values():
         one.check()
+    metrics = {name: one.measure.metric for name, one in jobs.items()}
+    if len(set(metrics.values())) > 1:
+        told = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
+        raise InputError(
+            f"learners that are scored differently on {data}: {told}",
+            "learners with a metric in common",
+            "Compare those that share one.",
+        )
     entries: dict[str, dict[str, Any]] = {}
     for number, (name, one) in enumerate(jobs.items()):
         kept = kept_entry(

@@ -148,7 +148,9 @@ class MetaLearned:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
         measure = measure_of(self.learner.loss)
         settings = {"score": measure.score, "metric": measure.metric, **settings}
-        return evaluate(Vectorised(self.learner), self.params, tasks, episodes=episodes, **settings)
+        n_way = getattr(tasks, "n_way", 0)
+        learner = self.learner.for_ways(n_way) if n_way else self.learner
+        return evaluate(Vectorised(learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:
         """Writes what was meta-learned to one file, whole or not at all."""
@@ -249,11 +251,12 @@ class Adapted:
     def load(cls, path: str | Path, learner: Learner) -> Adapted:
         """Reads a file of `save`, for a learner built as the one that wrote it."""
         saved = load_checkpoint(Path(path))
+        params = fitting(saved.params, learner, where=path)
+        device = next(iter(params.values())).device
         with described(path, "learned task", "Adapted.save"):
             told = json.loads(saved.recipe)
-            state = _filled(told["task"], saved.outer)
+            state = _filled(told["task"], {k: v.to(device) for k, v in saved.outer.items()})
             labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
-        params = fitting(saved.params, learner, where=path)
         own = learner.for_ways(len(labels)) if labels else learner
         return cls(own, params, state, labels, n_targets)
 
@@ -433,7 +436,8 @@ def _named(function: Any) -> str:
 
 def _describe(tasks: Tasks) -> dict[str, Any]:
     kinds = (bool, int, float, str, tuple)
-    facts: dict[str, Any] = {k: v for k, v in vars(tasks).items() if isinstance(v, kinds)}
+    own = {name: value for name, value in vars(tasks).items() if not name.startswith("_")}
+    facts: dict[str, Any] = {k: v for k, v in own.items() if isinstance(v, kinds)}
     if isinstance(data := getattr(tasks, "data", None), ClassDataset):
         facts["data"] = [data.name, data.split, data.n_classes, len(data.examples)]
     # Two functions cannot be compared over two processes, but one and none can.
@@ -475,7 +479,11 @@ def _labels(y: Any) -> list[Hashable]:
             f"y is a {type(y).__name__}", "a label for each input", "Pass them in a list."
         )
     # Tensors hash by identity: two zeros would be two classes.
-    values = [v.item() if isinstance(v, Tensor) and not v.ndim else v for v in listed]
+    # numpy's numbers would be no labels of a file.
+    values = [
+        v.item() if isinstance(v, np.generic) or (isinstance(v, Tensor) and not v.ndim) else v
+        for v in listed
+    ]
     for row, value in enumerate(values):
         if not isinstance(value, Hashable) or isinstance(value, Tensor):
             raise InputTypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -215,6 +216,13 @@ def test_each_step_has_a_key_of_its_own() -> None:
     step = crop(images, keys.fold(each, 0))
     assert torch.equal(found, crop(step, keys.fold(each, 1)))
     assert torch.equal(compose()(images, each), images)
+
+
+def test_variations_go_to_another_process() -> None:
+    """The tasks that a process draws have theirs with them."""
+    images, at = draw(2, 3, 8, 8), keys.fold(keys.key(1), torch.arange(2))
+    again = pickle.loads(pickle.dumps(standard(3)))
+    assert torch.equal(again(images, at), standard(3)(images, at))
 
 
 def test_standard_leaves_characters_unmirrored_and_paper_white() -> None:

@@ -475,6 +475,23 @@ def test_broken_images_are_left_out_when_asked(tmp_path: Path, photos: Photos) -
     assert [Path(e.given.split(" cannot")[0]).parent.name for e in broken] == ["a", "c"]
 
 
+def test_a_class_left_with_too_few_images_is_left_out(tmp_path: Path, photos: Photos) -> None:
+    folder = photos(tmp_path / "p", {"a": 3, "b": 3, "c": 4, "d": 3})
+    for name in ("b", "c", "d"):
+        (folder / name / "00.png").write_text("none")
+    index, broken = pack_folder(folder, tmp_path / "out", skip_broken=True, least=3, **ALL)
+    assert index["splits"]["meta_train"] == {"names": ["a", "c"], "counts": [3, 3]}
+    assert [e.given for e in broken[3:]] == [
+        f"meta_train/{name} has fewer than 3 images that can be read" for name in "bd"
+    ]
+    packed = load_packed(tmp_path / "out", "meta_train")
+    whole = pack_folder(photos(tmp_path / "q", {"a": 3}), tmp_path / "other", **ALL)[0]
+    assert whole["splits"]["meta_train"]["counts"] == [3]
+    first = load_packed(tmp_path / "other", "meta_train").examples[torch.arange(3)]
+    assert torch.equal(packed.examples[torch.arange(3)], first)
+    assert len(packed.examples) == 6
+
+
 def test_a_disk_without_room_is_seen_before(
     tmp_path: Path, photos: Photos, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,3 +278,13 @@ def test_splits_that_a_pack_has_not(pack: Path) -> None:
         load_packed(pack, "meta_val")
     with pytest.raises(InputError, match=r"unknown split 'train'"):
         load_packed(pack, "train")
+
+
+def test_rows_go_to_another_process(pack: Path) -> None:
+    """Which has no file open: a process that draws tasks opens its own."""
+    rows = NpyRows(pack / "meta_train.npy")
+    told = pickle.dumps(rows)
+    wanted = rows[torch.tensor([3, 0])]
+    del rows
+    again = pickle.loads(told)
+    assert torch.equal(again[torch.tensor([3, 0])], wanted)

@@ -49,6 +49,8 @@ def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
     own = saved(tmp_path / "own.csv", "no,words,kind,label\n1,a b,k,x\n")
     assert list(read_texts(own, text="words", label="kind")) == [("a b", "k")]
     assert list(read_texts(own, text="words")) == [("a b", "x")]
+    numbered = saved(tmp_path / "numbered.csv", ",text,label\n0,a b,x\n")  # as pandas writes it
+    assert list(read_texts(numbered)) == [("a b", "x")]
 
 
 def test_a_text_over_two_lines_and_separators_within(tmp_path: Path) -> None:

@@ -94,11 +94,12 @@ def bench_recipe(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Ou
         )
     job = Job(recipes.load(arguments.recipe, overrides), arguments.data_dir)
     job.check()
-    with bar("bench", len(bench.WAYS), unit="ways") as tell:
+    ways = bench.ways_of(job)
+    with bar("bench", len(ways), unit="ways") as tell:
         found = bench.measure(
             job,
             seconds=arguments.seconds,
-            ways=bench.WAYS,
+            ways=ways,
             progress=lambda done, _total, note: tell(done, note),
         )
     document = bench.document(

@@ -15,8 +15,8 @@ from tegu.commands.shared import Outcome, check_output, listed
 from tegu.console import Tell, bar
 from tegu.datasets import pack_folder
 from tegu.errors import InputError, unknown
+from tegu.graphs import ROWS, recover
 from tegu.graphs import UPDATES as GRAPH_UPDATES
-from tegu.graphs import recover
 
 PACKING = ("size", "channels", "fit", "shares", "seed", "least", "workers", "skip_broken")
 
@@ -137,6 +137,20 @@ def _causal_graph(table: Columns, arguments: argparse.Namespace, output: Path) -
     number = {baseline: 0}
     for label in table.labels:
         number.setdefault(label, len(number))
+    for label in number:
+        if (rows := table.labels.count(label)) < ROWS:
+            raise InputError(
+                f"{rows} rows labelled '{label}'",
+                f"at least {ROWS} for each label",
+                "Collect more, or take them out of the table.",
+            )
+    for name, values in zip(table.names, table.values.T, strict=True):
+        if (values == values[0]).all():
+            raise InputError(
+                f"the column '{name}' has one value only",
+                "columns that vary",
+                "Drop the column: it has no cause to be found.",
+            )
     updates = GRAPH_UPDATES if arguments.updates is None else arguments.updates
     with bar(f"causal {arguments.file.name}", updates, unit="updates") as tell:
         belief = recover(

@@ -14,7 +14,7 @@ True
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -238,13 +238,13 @@ def _stripe(draw: Tensor, widest: float, size: int) -> Tensor:
 
 def compose(*steps: Augment) -> Augment:
     """One after another, each with a key of its own."""
+    return partial(_in_turn, steps)
 
-    def all_of_them(images: Tensor, key: Tensor) -> Tensor:
-        for i, step in enumerate(steps):
-            images = step(images, keys.fold(key, i))
-        return images
 
-    return all_of_them
+def _in_turn(steps: Sequence[Augment], images: Tensor, key: Tensor) -> Tensor:
+    for i, step in enumerate(steps):
+        images = step(images, keys.fold(key, i))
+    return images
 
 
 def standard(channels: int, *, paper: float = 1.0) -> Augment:

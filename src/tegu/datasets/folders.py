@@ -241,11 +241,12 @@ def pack_folder(
         path: the folder of images.
         out: the pack, a folder that is not there yet; it is written whole or not at all.
         size, channels, fit, shares, seed, least, workers: as for `load_folder`.
-        skip_broken: leave files out that cannot be read.
+        skip_broken: leave files out that cannot be read, and classes with fewer than `least`
+            that can.
         progress: told how many images are done, and of how many.
 
     Returns:
-        What the pack's `classes.json` holds, and what is wrong with each file left out.
+        What the pack's `classes.json` holds, and what is wrong with each file or class left out.
     """
     form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
     folder, target = Path(path).expanduser(), Path(out).expanduser()
@@ -279,7 +280,19 @@ def pack_folder(
         for one in part
     )
     about = {"size": size, "channels": channels, "fit": fit}
-    return write_packed(target, classes, about=about), broken
+    index = write_packed(target, classes, about=about, least=least)
+    for split, part in found.items():
+        packed = index["splits"].get(split, {"names": ()})["names"]
+        broken += [
+            InputError(
+                f"{split}/{one.name} has fewer than {least} images that can be read",
+                f"at least {least}",
+                "Mend its files, or lower least.",
+            )
+            for one in part
+            if least > 1 and one.name not in packed
+        ]
+    return index, broken
 
 
 def _tried(file: str, form: Form) -> Tensor | InputError:

@@ -50,7 +50,11 @@ class Packable(NamedTuple):
 
 
 def write_packed(
-    out: str | Path, classes: Iterable[Packable], *, about: Mapping[str, Any] | None = None
+    out: str | Path,
+    classes: Iterable[Packable],
+    *,
+    about: Mapping[str, Any] | None = None,
+    least: int = 1,
 ) -> dict[str, Any]:
     """Writes classes of examples as a pack: all of it, or nothing.
 
@@ -61,6 +65,7 @@ def write_packed(
         out: a folder that is not there yet.
         classes: each with its rows; a class without any is left out.
         about: what else to note down, how images were made say.
+        least: a class with fewer rows is left out.
 
     Returns:
         What the pack's `classes.json` holds.
@@ -87,6 +92,8 @@ def write_packed(
                 before = array.rows
                 for chunk in one.rows:
                     array.write(np.ascontiguousarray(chunk), one.name)
+                if array.rows - before < least:
+                    array.shorten(before)
                 if array.rows > before:
                     known = lists.setdefault(one.split, {"names": [], "counts": [], "groups": []})
                     known["names"].append(one.name)
@@ -230,6 +237,14 @@ class _Array:
             )
         self._file.write(chunk.data)
         self.rows += len(chunk)
+
+    def shorten(self, rows: int) -> None:
+        """Back to so many rows."""
+        if self._file is not None:
+            (kind, shape), gone = self.kind, self.rows - rows
+            self._file.seek(-gone * np.dtype(kind).itemsize * math.prod(shape), os.SEEK_END)
+            self._file.truncate()
+        self.rows = rows
 
     def _head(self) -> None:
         assert self._file is not None

@@ -121,6 +121,9 @@ class NpyRows:
     def to(self, device: torch.device | str) -> NpyRows:
         return NpyRows(self.path, device)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NpyRows, (self.path, self.device)  # another process opens the file for itself
+
 
 def _read(file: int, view: memoryview, offset: int) -> int:
     """Fills the view from the file's bytes at an offset; how many there were."""

@@ -167,7 +167,7 @@ def _hashers(size: int) -> tuple[Any, Any]:
 
 
 def _column(file: Path, row: dict[str, Any], given: str, usual: Sequence[str], what: str) -> str:
-    if given in row:
+    if given and given in row:
         return given
     names = [name for name in row if str(name).strip().lower() in usual]
     if not given and len(names) == 1:
