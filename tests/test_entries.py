@@ -26,6 +26,18 @@ def test_an_entry_of_an_earlier_version_is_kept(tmp_path: Path) -> None:
     assert entry(file, settings, make)["number"] == 2  # without recipes to tell
 
 
+def test_what_decides_how_fast_a_result_comes_does_not_count() -> None:
+    for data, setting in (
+        ("folder", {"data.hold": 0}),
+        ("folder", {"data.workers": 3}),
+        ("glyphs", {"train.checkpoint_seconds": 5.0}),
+        ("glyphs", {"engine.workers": 2}),
+    ):
+        own = {"data.path": "photos"} if data == "folder" else {}
+        one, other = (recipes.starting("protonet", data, {**own, **s}) for s in ({}, setting))
+        assert recipes.alike(one.plain(), other.plain()), setting
+
+
 def test_what_decides_a_result_is_measured_anew(tmp_path: Path) -> None:
     def make() -> dict[str, Any]:
         return {"number": len(list(tmp_path.iterdir()))}

@@ -26,7 +26,7 @@ from tegu.job import WORTH_COMPILING, Job
 from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, ConvNet, Mlp, ResNet12, WideResNet
-from tegu.recipes import Cell, parse, starting
+from tegu.recipes import Cell, load, parse, starting
 from tegu.sampling import ClassBatches, FewShotTasks
 from tegu.sources import SOURCES
 
@@ -617,6 +617,11 @@ def test_draws_from_gaussian_processes_as_a_recipe_names_them() -> None:
     )
     assert tasks.split == "meta_train"
     assert one.recipe.data.protocol() == {"data": "gp-matern52, noise 0.1, from 2 points"}
+    told = load("mlc-grammars").data.protocol
+    assert told("meta_test") == {"data": "grammars, gold"}
+    assert told("meta_val") == {"data": "grammars, meta_val"}
+    told = load("seq2seq-scan-add-jump").data.protocol
+    assert (told("meta_test").get("n_shot"), told("meta_val").get("n_shot")) == (4, None)
     assert one.measure.metric == "log-likelihood"
     with pytest.raises(InputError, match="at most 1 support points and at least 2"):
         Job(starting("cnp", "gp", {**settings, "train.n_shot": 1})).check()

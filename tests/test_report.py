@@ -6,9 +6,11 @@ import copy
 import json
 import math
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tegu import origin, report
@@ -188,3 +190,12 @@ def test_figures_and_timings_make_a_table_each(document: dict[str, Any]) -> None
 )
 def test_durations(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_does_not_inherit_the_peak_of_the_one_that_started_it() -> None:
+    held = np.ones(100_000_000)  # 800 MB
+    assert origin.peak_bytes() > held.nbytes
+    code = "from tegu import origin; print(origin.peak_bytes())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert 0 < int(told.stdout) < held.nbytes

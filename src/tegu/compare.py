@@ -307,10 +307,12 @@ def run(
             "two different learners or more",
             "Write tegu compare reptile seq2seq, say.",
         )
-    jobs = {name: job(name, data, budget, data_dir) for name in names}
-    for one in jobs.values():
+    settings, metrics = {}, {}
+    for name in names:
+        one = job(name, data, budget, data_dir)
         one.check()
-    metrics = {name: one.measure.metric for name, one in jobs.items()}
+        settings[name], metrics[name] = one.recipe.plain(), one.measure.metric
+        del one  # which has data of its own
     if len(set(metrics.values())) > 1:
         told = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
         raise InputError(
@@ -319,10 +321,10 @@ def run(
             "Compare those that share one.",
         )
     entries: dict[str, dict[str, Any]] = {}
-    for number, (name, one) in enumerate(jobs.items()):
+    for number, (name, own) in enumerate(settings.items()):
         kept = kept_entry(
             folder / f"{data}-{name}.json",
-            one.recipe.plain(),
+            own,
             partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir),
         )
         entries[name] = kept

@@ -259,7 +259,7 @@ class Job:
             compile=compiled,
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
-            checkpoint=settings.checkpoint and learner.outer_update is None,
+            checkpoint=settings.checkpoint,
             at_once=settings.at_once,
         )
 

@@ -216,14 +216,17 @@ def run(
         progress: told how many of how many entries are done, and the last figure.
     """
     pairs = [(learner, data) for data in boards for learner in learners]
-    jobs = [job(learner, data, budget, data_dir) for learner, data in pairs]
-    for one in jobs:
+    settings = []
+    for learner, data in pairs:
+        one = job(learner, data, budget, data_dir)
         one.check()
+        settings.append(one.recipe.plain())  # and not the job, which has data of its own
+        del one
     cells, made, totals = [], [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
-    for number, ((learner, data), one) in enumerate(zip(pairs, jobs, strict=True)):
+    for number, ((learner, data), own) in enumerate(zip(pairs, settings, strict=True)):
         kept = entries.entry(
             folder / f"{data}-{learner}.json",
-            one.recipe.plain(),  # the budget is part of it
+            own,  # the budget is part of it
             partial(_apart, learner, data, budget, data_dir),
             recipes.alike,
         )

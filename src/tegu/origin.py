@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -89,6 +90,11 @@ def peak_bytes() -> int | None:
     """Most memory that this process has held: of the GPU if it used one, else resident."""
     if (gpu := used_gpu()) is not None:
         return int(torch.cuda.max_memory_allocated(gpu))
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        # A process that another one started inherits that one's peak in `ru_maxrss`.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        told = next(line for line in lines if line.startswith("VmHWM:"))
+        return 1024 * int(told.split()[1])
     try:
         import resource
     except ImportError:  # Windows

@@ -252,6 +252,8 @@ def test_mutual_exclusivity() -> None:
     assert len(orders["meta_train"]) == 19
     assert len(orders["meta_test"]) == 5
     assert not orders["meta_train"] & orders["meta_test"]
+    every = [MutualExclusivity("meta_test", seed=seed).orders() for seed in (0, 1)]
+    assert torch.equal(*every)  # tests have a seed of their own, and ask what training has not
 
 
 def test_bad_settings_are_said(tmp_path: Path) -> None:

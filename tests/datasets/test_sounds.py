@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +95,18 @@ def test_files_that_are_no_recordings(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=rf"{name} cannot be read as a recording .*{reason}"):
             read_wav(str(tmp_path / name))
+    samples = data[44:]
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, 2 * RATE, 2, 16, 22, 16, 0)
+    form += bytes.fromhex("0100000000001000800000aa00389b71")  # whole numbers
+    chunks = b"WAVEfmt " + struct.pack("<I", 40) + form + b"data"
+    chunks += struct.pack("<I", len(samples)) + samples
+    extensible = tmp_path / "extensible.wav"
+    extensible.write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    if sys.version_info >= (3, 12):
+        assert torch.equal(read_wav(str(extensible))[0], read_wav(str(good))[0])
+    else:
+        with pytest.raises(InputError, match=r"extensible form of WAV, which takes Python 3\.12"):
+            read_wav(str(extensible))
     with pytest.raises(InputError, match=r"no such file.*a whole WAV file"):
         read_wav(str(tmp_path / "absent.wav"))
     (tmp_path / "link.wav").symlink_to(tmp_path / "absent.wav")

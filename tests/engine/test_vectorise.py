@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -377,6 +378,20 @@ def test_steps_that_are_no_chain_cannot_be_checkpointed(cls: type[Learner]) -> N
     text = f"checkpointed inner steps with {cls.__name__}; expected a learner whose outer loss"
     with pytest.raises(InputError, match=text):
         Vectorised(cls(model=Mlp(6, 3)), checkpoint=True)
+
+
+def test_checkpointed_steps_need_tasks_side_by_side(images: Episode) -> None:
+    learner = Maml(model=Mlp(64, 3, hidden=(8,)).double(), inner_steps=2)
+    with pytest.raises(InputError, match="checkpointed inner steps, task by task"):
+        Vectorised(learner, checkpoint=True, vectorise="loop")
+
+    class Hungry(Maml):
+        def step(self, *args: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    short = Hungry(model=learner.model, inner_steps=2)
+    with pytest.raises(InputError, match="4 tasks side by side, which do not fit the memory"):
+        Vectorised(short, checkpoint=True).outer_gradient(short.init(), images, KEYS)
 
 
 def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:

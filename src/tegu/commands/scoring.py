@@ -71,7 +71,7 @@ def protocol_of(job: Job, cell: Cell) -> dict[str, Any]:
         "n_way": (cell.n_way or job.recipe.train.n_way) if job.targets == "classes" else None,
         "n_shot": cell.n_shot,
         "n_query": cell.n_query,
-        **job.recipe.data.protocol(),
+        **job.recipe.data.protocol(job.recipe.evaluate.split),
         **together,
     }
 

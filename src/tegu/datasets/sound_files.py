@@ -21,6 +21,7 @@ from torch import Tensor
 from tegu.errors import InputError
 
 LARGEST_FILE = 256 << 20  # bytes
+EXTENSIBLE = 0xFFFE  # how a header says that its form is told further on
 RATES = (1_000, 192_000)  # samples a second
 LOWEST = 60.0  # hertz
 WINDOW, HOP = 0.032, 0.010  # seconds
@@ -124,8 +125,11 @@ def read_wav(file: str) -> tuple[Tensor, int]:
             raise ValueError("no samples")
         return torch.from_numpy(samples), rate
     except (OSError, EOFError, ValueError, wave.Error) as failure:
+        told = str(failure) or type(failure).__name__
+        if told == f"unknown format: {EXTENSIBLE}":
+            told = "in the extensible form of WAV, which takes Python 3.12 or later"
         raise InputError(
-            f"{file} cannot be read as a recording ({str(failure) or type(failure).__name__})",
+            f"{file} cannot be read as a recording ({told})",
             f"a whole WAV file of whole numbers, {RATES[0]:,} to {RATES[1]:,} samples a second",
             "Replace, convert or remove it.",
         ) from failure

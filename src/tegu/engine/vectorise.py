@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -101,6 +102,12 @@ class Vectorised:
                 f"checkpointed inner steps with {type(learner).__name__}",
                 "a learner whose outer loss is that of its last inner step, as MAML's",
                 "Switch engine.checkpoint off.",
+            )
+        if checkpoint and self.loop:
+            raise InputError(
+                "checkpointed inner steps, task by task",
+                "tasks side by side, as few as need be",
+                "Leave engine.vectorise out; engine.at_once=1 has one at a time.",
             )
         self.cuda_graphs = cuda_graphs
         self._replays = cuda_graphs and next(learner.model.parameters()).is_cuda
@@ -365,19 +372,12 @@ class Vectorised:
         total: Any = None
         for one, at in self._parts(episodes, keys):
             share = len(at) / len(keys)
-            found = (
-                self._checkpointed(params, one, at)
-                if self.checkpoint
-                else self._either(
-                    self._fast_gradient,
-                    self._looped_gradient,
-                    params,
-                    one,
-                    at,
-                    tasks=len(at),
-                    what="gradient",
-                )
-            )
+            if self.checkpoint:
+                with _memory_for(len(at)):
+                    found = self._checkpointed(params, one, at)
+            else:
+                ways = self._fast_gradient, self._looped_gradient
+                found = self._either(*ways, params, one, at, tasks=len(at), what="gradient")
             if share < 1:
                 found = map_tensors(lambda x, share=share: x * share, found)
             total = found if total is None else map_tensors(torch.add, total, found)
@@ -495,20 +495,12 @@ class Vectorised:
     ) -> Any:
         """The fast way where it runs; where it never has, the slow one is there to fall back on."""
         alone = tasks == 1 and not self.compile  # has no use for vmap
-        try:
+        with _memory_for(tasks):
             if self.loop or alone:
                 return slow(*args)
             if what in self._settled or not self._tries:
                 return fast(*args)
             out = self._tried(fast, slow, *args)
-        except RuntimeError as failure:
-            if not lacks_memory(failure):
-                raise
-            raise InputError(
-                f"{tasks} tasks side by side, which do not fit the memory",
-                "fewer, or a smaller model",
-                "Lower engine.at_once in training, evaluate.at_once in evaluation.",
-            ) from failure
         self._settled.add(what)
         return out
 
@@ -528,6 +520,25 @@ class Vectorised:
                 stacklevel=4,
             )
             return out
+
+
+@contextmanager
+def _memory_for(tasks: int) -> Iterator[None]:
+    """Says what to lower where so many tasks do not fit.
+
+    Raises:
+        InputError: the memory is short.
+    """
+    try:
+        yield
+    except RuntimeError as failure:
+        if not lacks_memory(failure):
+            raise
+        raise InputError(
+            f"{tasks} tasks side by side, which do not fit the memory",
+            "fewer, or a smaller model",
+            "Lower engine.at_once in training, evaluate.at_once in evaluation.",
+        ) from failure
 
 
 def _moved(

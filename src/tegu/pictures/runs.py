@@ -170,7 +170,8 @@ def comparison(
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(label)
-        axes.set_xlim(0, 100 if percent else None)
+        if percent or min(value for _, value, _ in rows) >= 0:
+            axes.set_xlim(0, 100 if percent else None)
 
 
 def tradeoff(

@@ -310,7 +310,10 @@ def _deciding(recipe: Recipe) -> Recipe:
     engine = dataclasses.replace(recipe.engine, workers=0)
     if engine.device == "cpu":
         engine = dataclasses.replace(engine, cuda_graphs=True)
-    return dataclasses.replace(recipe, engine=engine)
+    train = dataclasses.replace(recipe.train, checkpoint_seconds=Train.checkpoint_seconds)
+    own = {f.name: f.default for f in fields(recipe.data) if f.name in ("hold", "workers")}
+    data = dataclasses.replace(recipe.data, **own)
+    return dataclasses.replace(recipe, engine=engine, train=train, data=data)
 
 
 def _named(section: str, kind: str, known: Any, usual: Mapping[str, Any], table: Any) -> Any:

@@ -56,5 +56,5 @@ class CausalGraphs(Source):
             changed_query=not wanted.training,
         )
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
         return {"graph": f"{self.family}, {self.variables} variables"}

@@ -62,5 +62,5 @@ class GaussianProcesses(Source):
             noise=self.noise,
         )
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
         return {"data": f"gp-{self.kernel}, noise {self.noise:g}, from {self.fewest} points"}

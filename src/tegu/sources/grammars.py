@@ -69,5 +69,5 @@ class Grammars(Source):
             study=self.study,
         )
 
-    def protocol(self) -> dict[str, Any]:
-        return {"data": f"grammars, {self.test}"}
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
+        return {"data": f"grammars, {self.test if split == 'meta_test' else split}"}

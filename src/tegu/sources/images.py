@@ -59,7 +59,7 @@ class Images(Source):
             within=self.within,
         )
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
         return {"within": "group" if self.within else None}
 
 

@@ -86,8 +86,8 @@ class Own(Images):
         """How classes with fewer examples are left out."""
         return f"tegu pack --least {need}"
 
-    def protocol(self) -> dict[str, Any]:
-        return {**super().protocol(), "data": Path(self.path).name}
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
+        return {**super().protocol(split), "data": Path(self.path).name}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,9 @@ class Scan(Source):
             strict=self.strict,
         )
 
-    def protocol(self) -> dict[str, Any]:
-        shown = KINDS[self.task].support  # isolated commands, however many pairs training shows
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
+        # Isolated commands in a test, however many pairs training shows.
+        shown = KINDS[self.task].support if split == "meta_test" else None
         return {"data": f"scan {self.task}", **({"n_shot": len(shown)} if shown else {})}
 
 

@@ -62,5 +62,5 @@ class ScanStudy(Source):
             shown=self.shown,
         )
 
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
         return {"data": f"scan {self.task}, by study examples"}

@@ -113,6 +113,6 @@ class Source:
         """The split of the progress figure."""
         return self.validation or "meta_val"
 
-    def protocol(self) -> dict[str, Any]:
-        """What a figure must say beside the data's name, the split, ways and shots."""
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
+        """What a figure of a split must say beside the data's name, the split, ways and shots."""
         return {}
