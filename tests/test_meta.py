@@ -240,6 +240,16 @@ def test_evaluate_takes_the_ways_of_the_tasks(toy_images: tegu.ClassDataset) -> 
     assert found == wanted
 
 
+def test_what_no_task_with_labels_is_learnt_by() -> None:
+    model = tegu.models.MaskedMlps(3, 2)
+    causes = tegu.MetaLearned(one := tegu.learners.CausalGraph(model=model), one.init())
+    with pytest.raises(InputError, match="for causal-graph, which learns what causes what"):
+        causes.adapt([[0.0, 1.0, 0.0]], [0])
+    reads = tegu.learners.Mlc(model=tegu.models.StudyTransformer(5, 4, width=8, heads=2))
+    with pytest.raises(InputError, match="50"):
+        tegu.MetaLearned(reads, reads.init()).adapt([[50]], [[3]])
+
+
 def test_save_and_load(
     learned: tegu.MetaLearned, task: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:

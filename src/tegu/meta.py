@@ -26,7 +26,13 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import gaussian, measure_of, moments, regresses, token_cross_entropy
+from tegu.losses import (
+    gaussian,
+    measure_of,
+    moments,
+    regresses,
+    token_cross_entropy,
+)
 from tegu.sampling import Tasks
 
 
@@ -60,6 +66,12 @@ class MetaLearned:
         """
         if self.learner.loss is token_cross_entropy:
             return self._adapt_to_sequences(x, y, seed)
+        if set(self.learner.targets) <= {"pairs", "samples"}:
+            raise InputError(
+                f"a task with labels for {self.learner.name}, which learns what causes what",
+                "a learner of classes, numbers or sequences",
+                "Pass your table to tegu.causal.find_direction, or to tegu.graphs.recover.",
+            )
         inputs = _inputs(x, "x")
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)

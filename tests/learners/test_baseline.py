@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_task_is_learnt_as_torch_optim_learns_it(
         torch.testing.assert_close({k: v[t] for k, v in state["weights"].items()}, own)
         asked = smooth_features(params, toy_episodes.query.x[t])
         torch.testing.assert_close(found[t], scores_by_hand(own, asked, cosine=cosine))
+
+
+def test_without_momentum_nothing_is_dampened(smooth: nn.Module, toy_episodes: Episode) -> None:
+    """As in torch.optim, where dampening is of the momentum."""
+    learner = Baseline(model=smooth, n_way=3, n_classes=7, eval_steps=3, momentum=0.0)
+    params, support = learner.init(), toy_episodes.support
+    found = [
+        Vectorised(replace(learner, dampening=d)).adapt(params, support, KEYS)["weights"]
+        for d in (0.9, 0.0)
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_heads_start_like_torch_s_layers(smooth: nn.Module) -> None:

@@ -331,3 +331,11 @@ def test_pairs_of_ten_rows_do_not_run_out(numbers: Episode) -> None:
     state = learner.adapt(learner.init(), numbers.support, KEY, training=True)
     assert bool(state["online"].isfinite().all())
     assert F.softmax(state["online"], 0).sum() == pytest.approx(1.0)
+
+
+def test_tables_are_read_unrounded_in_bf16() -> None:
+    pair = category_pair(10)
+    pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pair(pairs)
+    torch.testing.assert_close(found, pair(pairs), rtol=0, atol=0)

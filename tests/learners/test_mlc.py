@@ -165,5 +165,8 @@ def test_errors() -> None:
         recipes.load("mlc-grammars", {"data.test": "train"})
     with pytest.raises(InputError, match="dropout is 1"):
         made(dropout=1.0)
+    for rate in (0.999, 0.001, float("nan")):
+        with pytest.raises(InputError, match=r"dropout is .*; expected 0, or a share from 0\.002"):
+            made(dropout=rate)
     with pytest.raises(InputError, match="recall is -2"):
         made(recall=-2)

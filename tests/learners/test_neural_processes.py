@@ -262,6 +262,20 @@ def test_the_divergence_is_torchs_own() -> None:
     assert float(divergence(mean, sd, mean, sd)) == pytest.approx(0, abs=1e-14)
 
 
+def test_what_a_likelihood_is_made_of_is_not_rounded() -> None:
+    """Means, spreads and the divergence are in fp32 where the layers before are in bf16."""
+    network = NeuralProcess(1, 1, width=8, latent=4)
+    x = torch.linspace(-1, 1, 6)[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.encode(x, x.sin(), torch.ones(6, dtype=torch.bool))
+        outputs = network.decode(found, x)
+        mean, sd = found["latent_mean"].detach(), found["latent_sd"].detach()
+        apart = divergence(mean, sd, mean, sd)
+    assert outputs.dtype == apart.dtype == torch.float32
+    assert not torch.equal(outputs, outputs.bfloat16().float())
+    assert float(apart) == 0
+
+
 @pytest.mark.parametrize("name", ["np", "anp"])
 def test_the_bound_lies_below_the_likelihood_of_all_queries(name: str, episodes: Episode) -> None:
     """Joint likelihood of the queries by 20,000 draws given the support set."""
@@ -406,7 +420,14 @@ def test_a_learner_of_squared_errors_has_no_distribution() -> None:
         (lambda: Np(model=NeuralProcess(latent=2), samples=0), "samples is 0"),
         (lambda: NeuralProcess(path="max"), "unknown path"),
         (lambda: NeuralProcess(path=""), "neither path nor latent"),
-        (lambda: NeuralProcess(width=10, heads=4), "width is 10 with 4 heads"),
+        (
+            lambda: NeuralProcess(width=10, heads=4, path="attention"),
+            "width is 10 with 4 heads",
+        ),
+        (
+            lambda: NeuralProcess(path="", latent=4, self_attention=True),
+            "examples that look at each other, and no path",
+        ),
         (lambda: TransformerProcess(width=10, heads=4), "width is 10 with 4 heads"),
     ],
 )

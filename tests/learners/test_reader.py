@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -183,7 +184,7 @@ def test_meta_gradient(
     make, network = READERS[kind]
     more = {"numbers": 2, "loss": squared_error} if targets == "numbers" else {}
     episodes = numbers if targets == "numbers" else toy_episodes
-    learner = make(model=smooth, n_way=3, width=4, every=every, **more)
+    learner = make(model=smooth, n_way=3, width=4, every=every, shuffled=False, **more)
     params = moved(learner)
 
     def whole(params: Params) -> Tensor:
@@ -197,6 +198,31 @@ def test_meta_gradient(
     torch.testing.assert_close(found, expected)
     by_gradient, by_differences = slopes(whole, params, found, step=2e-6)
     torch.testing.assert_close(by_gradient, by_differences, rtol=1e-6, atol=1e-8)
+
+
+def test_meta_training_reads_classes_in_random_order(
+    kind: str, smooth: nn.Module, toy_episodes: Episode, numbers: Episode
+) -> None:
+    """The loss is that of another order of the support set, and padding stays out of it."""
+    plain = READERS[kind][0](model=smooth, n_way=3, width=4, every=0.7, shuffled=False)
+    params, one, losses = moved(plain), select(toy_episodes, 0), set()
+    keep = torch.tensor([True, True, False, True, True, True])
+    one = one._replace(support=one.support._replace(mask=keep))
+    real = Examples(*(field[keep] for field in one.support))
+    orders = [Examples(*(f[list(o)] for f in real)) for o in itertools.permutations(range(5))]
+    every = [float(plain.outer_loss(params, one._replace(support=s), KEYS[0])) for s in orders]
+    for key in keys.fold(keys.key(4), torch.arange(6)):
+        loss = float(replace(plain, shuffled=True).outer_loss(params, one, key))
+        assert min(abs(loss - other) for other in every) < 1e-9
+        losses.add(round(loss, 9))
+    assert len(losses) >= 4
+    more = {"numbers": 2, "loss": squared_error}
+    of_numbers = READERS[kind][0](model=smooth, n_way=3, width=4, **more)
+    params, one = moved(of_numbers), select(numbers, 0)
+    found = (
+        replace(of_numbers, shuffled=s).outer_loss(params, one, KEYS[0]) for s in (True, False)
+    )
+    assert torch.equal(*found)
 
 
 def test_answers_with_padding_in_the_middle(

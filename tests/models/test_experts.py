@@ -98,3 +98,12 @@ def test_rows_that_lie_on_a_line_or_a_point_are_no_trouble() -> None:
         model = ExpertPair(8)
         model.load_state_dict(model.of(found))
         assert bool(model(x).isfinite().all())
+
+
+def test_a_variable_that_stood_still_surprises_both_factorisations_alike() -> None:
+    """No conditional is narrower than a marginal may be."""
+    cause = torch.randn(200, generator=torch.Generator().manual_seed(0)).double()
+    still = torch.stack([cause, torch.full_like(cause, 0.5)], -1)
+    told = pair(fit_joint(still, 1, keys.key(2)))(still + torch.tensor([0.0, 1.0])).detach()
+    assert float(told.max()) < -1000
+    torch.testing.assert_close(told[:, 0], told[:, 1], rtol=1e-3, atol=0)

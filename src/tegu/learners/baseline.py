@@ -124,7 +124,8 @@ class Baseline(Pretrained):
         for name, g in grad(loss)(weights).items():
             g = g + self.weight_decay * weights[name]
             moving = self.momentum * state["velocity"][name] + (1 - self.dampening) * g
-            velocity[name] = torch.where(index == 0, g, moving)  # the first gradient whole
+            # The first gradient whole, and every one where there is no momentum.
+            velocity[name] = torch.where(index == 0, g, moving) if self.momentum else g
         weights = {name: w - self.head_lr * velocity[name] for name, w in weights.items()}
         return {**state, "weights": weights, "velocity": velocity}
 

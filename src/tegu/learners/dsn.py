@@ -80,7 +80,8 @@ class DSN(Head):
         Simon et al. (2020), section 4, and the code published with it. Differs
         from the paper: the regulariser. Differs from the code: that one adds the
         mirrored image where there is one shot, takes the root of d_c with Conv-4,
-        and centres nothing with ResNet-12.
+        and with ResNet-12 centres nothing and divides d_c by the width of the features, times a
+        learned scale.
     """
 
     name: ClassVar[str] = "dsn"

@@ -98,6 +98,9 @@ def drawn(mean: Tensor, sd: Tensor, at: Tensor) -> Tensor:
 
 def divergence(mean: Tensor, sd: Tensor, prior_mean: Tensor, prior_sd: Tensor) -> Tensor:
     """KL of independent normal variables from others, all of shape (L,): 0-d, nats."""
+    mean, sd, prior_mean, prior_sd = (
+        x.to(torch.promote_types(x.dtype, torch.float32)) for x in (mean, sd, prior_mean, prior_sd)
+    )
     ratio = sd / prior_sd
     off = (mean - prior_mean) / prior_sd
     return (0.5 * (ratio.square() + off.square() - 1) - ratio.log()).sum()

@@ -28,6 +28,7 @@ from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import Loss, token_cross_entropy
 from tegu.models.mlc import Study
+from tegu.models.seq2seq import check_dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,7 @@ class Mlc(Learner):
                 "a network that reads study examples, as tegu.models.StudyTransformer",
                 "Write model.name=study-transformer, or give your network that method.",
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(
-                f"dropout is {self.dropout}", "a share from 0, below 1", "Write 0.1, or 0."
-            )
+        check_dropout(self.dropout)
         if self.recall < -1:
             raise InputError(
                 f"recall is {self.recall}", "a number of examples, or -1 for all", "Write -1."

@@ -12,9 +12,10 @@ the network that reads. `Lstm`, `Snail` and `InContext` are such networks. What 
 Each query continues the sequence by itself and sees no other query, so that all of them are
 answered side by side from one pass over the support set.
 
-Order and the names of classes mean nothing in a task, but something to such a network. So a new
-task may be read in several views, the examples in another order and the classes under other
-labels, and answers averaged. Examples pass the model once, whatever the number of views.
+Order and the names of classes mean nothing in a task, but something to such a network. So in
+meta-training the examples of classes, which episodes hold one class after another, are shuffled.
+And a new task may be read in several views, the examples in another order and the classes under
+other labels, and answers averaged. Examples pass the model once, whatever the number of views.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Reader(Head):
             predicted from those before it; 0 for the loss on queries alone.
         views: how many times a new task is read, after meta-training; 1: in the order
             it came, and no more.
+        shuffled: whether meta-training reads examples of classes in random order; else as
+            episodes have them, class after class, which is then how to show a new task.
         seed: of the reading network's initial weights.
     """
 
@@ -96,6 +99,7 @@ class Reader(Head):
     width: int = 128
     every: float = 0.0
     views: int = 1
+    shuffled: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -182,6 +186,10 @@ class Reader(Head):
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         """Loss on the queries, and `every` times that at the support set's own positions."""
+        if self.shuffled and not self.numbers:
+            support = episode.support
+            order = keys.bits(keys.fold(key, 5), len(support.mask)).argsort(stable=True)
+            episode = episode._replace(support=Examples(*(field[order] for field in support)))
         known, asked = self.passed(params, episode)
         state, outputs = self._read(params, known, episode.support, positions=self.every > 0)
         scores = self._viewed(params, state, asked)

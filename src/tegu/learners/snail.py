@@ -44,7 +44,7 @@ class Snail(Reader):
     Reference:
         arXiv:1707.03141, its widths for Omniglot. Differs from the paper: dilations begin with
         1, so that every step is reached, and not with 2; example and label are each embedded, and
-        summed, where they are concatenated; a sequence is not shuffled anew.
+        summed, where they are concatenated.
     """
 
     name: ClassVar[str] = "snail"

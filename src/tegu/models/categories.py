@@ -29,10 +29,9 @@ class Table(nn.Module):
 
     def forward(self, first: Tensor, effect: Tensor | None = None) -> Tensor:
         logs = self.logits.log_softmax(-1)
-        if effect is None:
-            return one_hot(first, self.n, logs) @ logs
-        rows = one_hot(first, self.n, logs) @ logs  # (S, n)
-        return (rows * one_hot(effect, self.n, logs)).sum(-1)
+        with torch.autocast(logs.device.type, enabled=False):  # it picks numbers, and rounds none
+            rows = one_hot(first, self.n, logs) @ logs  # (S, n), or (S,)
+        return rows if effect is None else (rows * one_hot(effect, self.n, logs)).sum(-1)
 
 
 class CategoryNet(nn.Module):

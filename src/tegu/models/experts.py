@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tegu import keys
-from tegu.models.mixtures import Mixture, log_normal
+from tegu.models.mixtures import FLOOR, Mixture, log_normal
 from tegu.models.pair import Pair
 
 
@@ -64,9 +64,11 @@ class Experts(nn.Module):
 
     def forward(self, cause: Tensor, effect: Tensor) -> Tensor:
         cause, effect = cause.unsqueeze(-1), effect.unsqueeze(-1)
-        share = (self.logits + log_normal(cause, self.mean, self.log_scale)).log_softmax(-1)
+        # As narrow as a marginal may be, and no narrower, or one side would know more.
+        scale, noise = (x.clamp(min=math.log(FLOOR)) for x in (self.log_scale, self.noise))
+        share = (self.logits + log_normal(cause, self.mean, scale)).log_softmax(-1)
         line = self.value + self.slope * (cause - self.mean)
-        return (share + log_normal(effect, line, self.noise)).logsumexp(-1)
+        return (share + log_normal(effect, line, noise)).logsumexp(-1)
 
 
 class ExpertPair(Pair):

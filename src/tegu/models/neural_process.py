@@ -79,7 +79,13 @@ class NeuralProcess(nn.Module):
                 "one of the two, for a query to see the set by",
                 'Write path="mean", or latent=128.',
             )
-        if heads < 1 or width % heads:
+        if self_attention and not path:
+            raise InputError(
+                "examples that look at each other, and no path from them to a query",
+                "a path",
+                'Write path="attention", or leave self_attention out.',
+            )
+        if (self_attention or path == "attention") and (heads < 1 or width % heads):
             raise InputError(
                 f"width is {width} with {heads} heads", "a multiple of heads", "Change one."
             )
@@ -90,7 +96,7 @@ class NeuralProcess(nn.Module):
         make = torch.Generator().manual_seed(seed)
         self.in_width, self.out_width = in_width, out_width
         self.path, self.latent, self.heads, self.least_sd = path, latent, heads, least_sd
-        self.self_attention = bool(path) and self_attention
+        self.self_attention = self_attention
         self.frequencies, wide = frequencies, in_width * (1 + 2 * frequencies)
         read = [wide + out_width, *[width] * encoder_layers]
         if path:
@@ -166,7 +172,11 @@ class NeuralProcess(nn.Module):
             z = found["latent_mean"] if z is None else z
             parts.append(z.expand(len(x), -1))
         dtypes = [part.dtype for part in parts]
-        mean, raw = self.decoder(torch.cat([p.to(dtypes[0]) for p in parts], -1)).chunk(2, -1)
+        hidden, (*layers, last) = torch.cat([p.to(dtypes[0]) for p in parts], -1), self.decoder
+        for layer in layers:
+            hidden = layer(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # outputs are not rounded
+            mean, raw = last(hidden.to(last.weight.dtype)).chunk(2, -1)
         return torch.cat([mean, log_scale(raw, self.least_sd)], -1)
 
     def forward(self, x: Tensor, y: Tensor, mask: Tensor, query: Tensor) -> Tensor:

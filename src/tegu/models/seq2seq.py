@@ -59,6 +59,18 @@ def ended(x: Tensor) -> Tensor:
     return torch.where(torch.arange(wider.shape[-1], device=x.device) == length, END, wider)
 
 
+def check_dropout(rate: float) -> None:
+    """Refuses a share that eight bits cannot tell from none or from all.
+
+    Raises:
+        InputError: it is neither 0 nor from 1/256 to 255/256, rounded.
+    """
+    if rate != 0 and not (0 < rate < 1 and 0 < round(256 * rate) < 256):
+        raise InputError(
+            f"dropout is {rate}", "0, or a share from 0.002 to 0.998", "Try 0.5, or 0."
+        )
+
+
 def kept(key: Tensor, shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
     """Factors of dropout for each row: 0 for a share `rate` of them, else 1 / (1 - rate).
 
@@ -149,8 +161,7 @@ class Seq2Seq(nn.Module):
         for name, value in (("steps", steps), ("width", width), ("layers", layers)):
             if value < 1:
                 raise InputError(f"{name} is {value}", "at least 1", f"Raise {name}.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}", "0 to below 1", "Try 0.5, or 0.")
+        check_dropout(dropout)
         generator = torch.Generator().manual_seed(seed)
         self.n_inputs, self.n_outputs, self.steps = n_inputs, n_outputs, steps
         self.width, self.layers, self.dropout, self.packed = width, layers, dropout, packed
