@@ -8,6 +8,8 @@ single examples are brought together for a query, and whether there is a latent 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -172,7 +174,9 @@ class NeuralProcess(nn.Module):
             z = found["latent_mean"] if z is None else z
             parts.append(z.expand(len(x), -1))
         dtypes = [part.dtype for part in parts]
-        hidden, (*layers, last) = torch.cat([p.to(dtypes[0]) for p in parts], -1), self.decoder
+        hidden = torch.cat([p.to(dtypes[0]) for p in parts], -1)
+        layers: list[Any] = list(self.decoder)
+        last = layers.pop()
         for layer in layers:
             hidden = layer(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # outputs are not rounded

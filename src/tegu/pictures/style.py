@@ -78,7 +78,8 @@ def name_points(axes: Any, points: Sequence[tuple[str, float, float, str]]) -> N
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    canvas: Any = FigureCanvasAgg(axes.figure)
+    renderer = canvas.get_renderer()
     axes.figure.draw_without_rendering()  # so that the layout is known
     centres = axes.transData.transform([(x, y) for _, x, y, _ in points])
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in centres]

@@ -311,7 +311,7 @@ def _deciding(recipe: Recipe) -> Recipe:
     if engine.device == "cpu":
         engine = dataclasses.replace(engine, cuda_graphs=True)
     train = dataclasses.replace(recipe.train, checkpoint_seconds=Train.checkpoint_seconds)
-    own = {f.name: f.default for f in fields(recipe.data) if f.name in ("hold", "workers")}
+    own: Any = {f.name: f.default for f in fields(recipe.data) if f.name in ("hold", "workers")}
     data = dataclasses.replace(recipe.data, **own)
     return dataclasses.replace(recipe, engine=engine, train=train, data=data)
 
