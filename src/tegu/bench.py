@@ -133,7 +133,10 @@ def measure(
     for number in range(BATCHES):
         index = torch.arange(number * size, (number + 1) * size)
         at = keys.fold(keys.key(job.recipe.train.seed, "bench"), index).to(device)
-        drawn.append((moved(tasks.episodes(index), device), at))
+        episodes = tasks.episodes(index)
+        if trimmed := getattr(tasks, "trimmed", None):
+            episodes = trimmed(episodes)  # as training has them
+        drawn.append((moved(episodes, device), at))
     params = {k: v.to(device) for k, v in learner.init().items()}
     rate = job.recipe.train.outer_lr
 

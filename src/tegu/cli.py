@@ -282,7 +282,9 @@ def _pack(one: argparse.ArgumentParser) -> None:
         "meta_val and meta_test (default: 64 16 20)",
     )
     one.add_argument(
-        "--skip-broken", action="store_true", help="leave out, and list, files that are no images"
+        "--skip-broken",
+        action="store_true",
+        help="leave out, and list, files that are no images and classes that are then too small",
     )
 
 

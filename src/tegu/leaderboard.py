@@ -26,7 +26,7 @@ from tegu.learners import LEARNERS
 from tegu.processes import apart
 
 REPEATS = 20  # timings of one task, after two that do not count
-SCORING = 60.0  # seconds for the tasks of a figure; learners by gradient may manage fewer
+SCORING = 60.0  # seconds for the tasks of as many shots; learners by gradient may manage fewer
 META_BATCH = 4  # tasks of a meta-iteration at most: of a short budget, more and smaller steps
 
 
@@ -62,7 +62,8 @@ class Budget:
 
     Args:
         seconds: of meta-training, everything included.
-        episodes: test tasks for each figure, or as many as are answered in `SCORING` seconds.
+        episodes: test tasks for each figure, or as many as are answered in `SCORING` seconds, two
+            blocks of them at least.
         seed: of weights, training tasks and random numbers.
         precision: "fp32", "bf16", or "auto": bf16 where the machine is faster in it.
         threads: processor threads; 0 for torch's own choice.

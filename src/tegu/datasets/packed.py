@@ -100,8 +100,10 @@ def write_packed(
                     known["counts"].append(array.rows - before)
                     known["groups"].append(one.group)
         finally:
-            for array in arrays.values():
+            for split, array in arrays.items():
                 array.close()
+                if split not in lists:  # no class of it was large enough
+                    array.path.unlink(missing_ok=True)
         if not lists:
             raise InputError(f"no example for {out}", "at least one", "Look at what was packed.")
         kinds = {arrays[split].kind for split in lists}

@@ -33,15 +33,10 @@ from tegu.errors import InputError, unknown
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
 ALWAYS = {"add-jump": "jump"}  # the verb alone that a test always shows
-LENGTHS = (
-    8,
-    16,
-    24,
-    48,
-)  # actions of an answer: in training, commands of one kind are asked together
-TOGETHER = (
-    16  # successive episodes whose queries are of one kind, so that little of them is padding
-)
+# Training asks commands of one kind together, by the length of their answers, in so many successive
+# episodes: little of a batch is padding then.
+LENGTHS = (8, 16, 24, 48)
+TOGETHER = 16
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class Reader(Head):
     later: ClassVar[tuple[str, ...]] = ("views",)
     start: ClassVar[Mapping[str, Any]] = {
         "learner.normalisation": "running",
+        "learner.shuffled": True,
         "train.outer_lr": 0.001,
         "train.outer_lr_final": 0.0,
         "train.meta_batch": 8,
@@ -99,7 +100,7 @@ class Reader(Head):
     width: int = 128
     every: float = 0.0
     views: int = 1
-    shuffled: bool = True
+    shuffled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -272,7 +272,7 @@ class StudyTransformer(nn.Module):
             )
         generator = torch.Generator().manual_seed(seed)
         self.width, self.longest, self.encoder_reach = width, longest, tuple(encoder)
-        self.n_inputs, self.n_outputs, self.steps = words, symbols, longest
+        self.n_inputs, self.n_outputs = words, symbols
         self.word = nn.Parameter(torch.randn(words, width, generator=generator))
         self.symbol = nn.Parameter(torch.randn(symbols, width, generator=generator))
         self.asked = nn.Parameter(torch.randn(width, generator=generator))
