@@ -281,7 +281,7 @@ def test_bad_input_for_a_graph(
     ("change", "message"),
     [
         (lambda line: line, "12 rows labelled 'few'"),
-        (lambda line: line.replace("0,", "1,", 1), "the column 'a' has one value only"),
+        (lambda line: line.replace("0,", "1,", 1), "a is 1 in every row"),
     ],
 )
 def test_messages_about_a_graph_name_labels_and_columns(
@@ -293,7 +293,7 @@ def test_messages_about_a_graph_name_labels_and_columns(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     head, *lines = chain(tmp_path / "mine.csv").read_text().splitlines()
-    few = [] if "column" in message else [line.replace(",x", ",few") for line in lines[:12]]
+    few = [] if "every row" in message else [line.replace(",x", ",few") for line in lines[:12]]
     changed = [change(line) if line.startswith("0,") else line for line in lines]
     Path("mine.csv").write_text("\n".join([head, *changed, *few]))
     assert main(["causal", "mine.csv", "--environment", "treatment", "--baseline", "none"]) == 2

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu import keys, origin, report, timing
+from tegu import origin, report, timing
+from tegu.engine.batches import batches
 from tegu.engine.compiled import can_compile
 from tegu.engine.precision import half_pays
 from tegu.engine.trees import map_tensors
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import Episode, moved
+from tegu.episodes import Episode
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
@@ -129,14 +130,11 @@ def measure(
     device, size = torch.device(job.recipe.engine.device), job.recipe.train.meta_batch
     ways = ways or ways_of(job)
     tasks, learner = job.training_tasks(), job.learner
-    drawn: list[tuple[Episode, Tensor]] = []
-    for number in range(BATCHES):
-        index = torch.arange(number * size, (number + 1) * size)
-        at = keys.fold(keys.key(job.recipe.train.seed, "bench"), index).to(device)
-        episodes = tasks.episodes(index)
-        if trimmed := getattr(tasks, "trimmed", None):
-            episodes = trimmed(episodes)  # as training has them
-        drawn.append((moved(episodes, device), at))
+    seed = job.recipe.train.seed
+    as_in_training = batches(
+        tasks, meta_batch=size, seed=seed, first=0, last=BATCHES, device=device
+    )
+    drawn = [(episodes, at) for _, episodes, at in as_in_training]
     params = {k: v.to(device) for k, v in learner.init().items()}
     rate = job.recipe.train.outer_lr
 

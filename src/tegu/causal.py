@@ -278,13 +278,7 @@ def _checked(table: Columns) -> dict[str, NDArray[np.int64]]:
         raise InputError(
             f"{len(table.values)} rows", f"at least {FEWEST}", "Collect more observations."
         )
-    for name, column in zip(table.names, table.values.T, strict=True):
-        if (column == column[0]).all():
-            raise InputError(
-                f"{name} is {column[0]:g} in every row",
-                "a column that varies",
-                "Choose another column: nothing can be learnt about a constant.",
-            )
+    table.check_varying()
     if table.labels is None:
         return {}
     at = np.array(table.labels)

@@ -30,6 +30,20 @@ class Columns:
     values: NDArray[np.float64]
     labels: tuple[str, ...] | None = None
 
+    def check_varying(self) -> None:
+        """Refuses a column that has one value only.
+
+        Raises:
+            InputError: which one, by its name.
+        """
+        for name, column in zip(self.names, self.values.T, strict=True):
+            if (column == column[0]).all():
+                raise InputError(
+                    f"{name} is {column[0]:g} in every row",
+                    "a column that varies",
+                    "Choose another column: nothing can be learnt about a constant.",
+                )
+
     def environments(self) -> dict[str, NDArray[np.float64]]:
         """Rows of each environment, by its label, in the order of the file; {} without labels."""
         if self.labels is None:

