@@ -958,6 +958,8 @@ def test_bad_input(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -
     assert out == ""
     assert "Traceback" not in err
     given, expected, todo = err.splitlines()[-3:]
+    for line, start in ((given, "error: "), (expected, "  expected: "), (todo, "  what to do: ")):
+        assert line.removeprefix(start).strip(), line
     assert given.startswith("error: ")
     assert case.given in given
     assert expected.startswith("  expected: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ def test_forms_of_text(tmp_path: Path, text: str) -> None:
     assert table.names == ("column 1", "column 2")
     assert table.labels is None
     assert table.environments() == {}
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        read_columns(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is no regular file"):
+        read_columns(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("wanted", ["site", "2"])

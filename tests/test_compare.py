@@ -90,6 +90,12 @@ def test_the_document_of_two_learners(here: list[str], tmp_path: Path) -> None:
     assert "| lines a user writes |" in report.markdown_table(document)
     run(["reptile", "protonet"], "glyphs", SHORT, tmp_path)
     assert len(here) == 2, "finished entries are not run again"
+    file = tmp_path / "glyphs-protonet.json"
+    earlier = json.loads(file.read_text())
+    del earlier["settings"]["learner"]["turns"]  # as before there was such a setting
+    file.write_text(json.dumps(earlier))
+    run(["reptile", "protonet"], "glyphs", SHORT, tmp_path)
+    assert len(here) == 2, "nor are those of an earlier version"
     run(["reptile", "protonet"], "glyphs", Budget(seconds=0.06, episodes=2), tmp_path)
     assert len(here) == 4, "entries of another budget are"
 

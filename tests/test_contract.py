@@ -925,13 +925,25 @@ def trained(learner: Learner, episodes: Episode) -> Params:
     return new
 
 
-def test_a_state_is_carried_where_there_is_a_rule_for_it(learner: Learner) -> None:
+def test_a_state_is_carried_where_there_is_a_rule_for_it(
+    learner: Learner, episodes: Episode
+) -> None:
+    """Then a task starts from it, and what begins a step is learned as weights are."""
     for name in ("sgd", "adam") if isinstance(learner, FineTune) else ():
-        settings: dict[str, Any] = {"inner_optimiser": name, "carry": True}
-        if name in learner.carries:
+        settings: dict[str, Any] = {"inner_optimiser": name, "carry": True, "momentum": 0.5}
+        if name not in learner.carries:
+            with pytest.raises(InputError, match=rf"carry with {name} and|\bwith {name}\b"):
+                replace(learner, **settings)
             continue
-        with pytest.raises(InputError, match=f"carry with {name} and|with adam"):
-            replace(learner, **settings)
+        carried = replace(learner, **settings)
+        params, engine = carried.init(), Vectorised(carried)
+        moving = {n: p for n, p in params.items() if n.startswith("inner/m/")}
+        assert moving
+        pushed = {**params, **{n: torch.full_like(p, 0.3) for n, p in moving.items()}}
+        assert not torch.equal(*(answers(engine, p, episodes) for p in (params, pushed)))
+        if type(learner).outer_update is None:
+            grads = engine.outer_gradient(pushed, episodes, KEYS)[0]
+            assert any(bool(grads[n].any()) for n in moving)
 
 
 def test_every_learner_has_a_row() -> None:
@@ -1114,6 +1126,16 @@ def test_a_replayed_update_is_the_update(row: Row, learner: Learner, episodes: E
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 
+def with_noise(examples: Examples, padding: float) -> Examples:
+    """Numbers of no meaning in the rows that the mask leaves out: inputs, and 1 as target."""
+
+    def filled(values: Tensor, noise: float) -> Tensor:
+        mask = examples.mask.reshape(*examples.mask.shape, *[1] * (values.ndim - 2))
+        return torch.where(mask, values, torch.full_like(values, noise))
+
+    return examples._replace(x=filled(examples.x, padding), y=filled(examples.y, 1))
+
+
 def test_padding_changes_nothing(row: Row, learner: Learner, episodes: Episode) -> None:
     """Episodes of 5, 8, 7 and 9 support rows and 4, 6, 3 and 5 queries in one batch."""
     params, sizes = trained(learner, episodes), [(5, 4), (8, 6), (7, 3), (9, 5)]
@@ -1124,9 +1146,7 @@ def test_padding_changes_nothing(row: Row, learner: Learner, episodes: Episode) 
         support = Examples(*(field[-n_support:] for field in support))
         ragged.append(Episode(support, Examples(*(field[:n_query] for field in query))))
     batch = stack(ragged)
-    noise = torch.full_like(batch.support.x, KINDS[row.kind].padding)
-    x = torch.where(batch.support.mask.unsqueeze(-1), batch.support.x, noise)
-    batch = Episode(batch.support._replace(x=x), batch.query)
+    batch = Episode(*(with_noise(half, KINDS[row.kind].padding) for half in batch))
     for normalisation in ("support", "transductive"):
         judge = replace(learner, normalisation=normalisation)
         together = answers(Vectorised(judge, vectorise="vmap"), params, batch)

@@ -50,6 +50,19 @@ def test_an_estimator_is_its_parts() -> None:
     assert one.features(x).shape == (24, 8)
 
 
+def test_settings_of_numpy_can_be_kept(tmp_path: Path) -> None:
+    x, y = arrays(6, seed=0, each=4)
+    small = {name: np.int64(value) for name, value in SMALL.items()}
+    one = tegu.ReptileEstimator(**small, learning_rate=np.float64(0.01)).fit(x, y)
+    one.save(tmp_path / "one")
+    assert tegu.ReptileEstimator.load(tmp_path / "one").learning_rate == 0.01
+
+
+def test_a_number_for_each_label_is_no_row() -> None:
+    with pytest.raises(InputError, match=r"x has shape \(20,\);.*x\[:, None\]"):
+        tegu.ReptileEstimator(**SMALL).fit(np.zeros(20), list(range(10)) * 2)
+
+
 def test_labels_need_not_lie_side_by_side() -> None:
     x, y = arrays(6, seed=0, each=4)
     order = np.random.default_rng(0).permutation(len(x))

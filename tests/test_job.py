@@ -22,7 +22,7 @@ from tegu.engine.run import Run
 from tegu.engine.train import Interrupted, Progress, meta_train
 from tegu.episodes import Episode
 from tegu.errors import InputError
-from tegu.job import WORTH_COMPILING, Job
+from tegu.job import WORTH_COMPILING, WORTH_COMPILING_GRADIENT, Job
 from tegu.learners import LEARNERS, FineTune
 from tegu.losses import cross_entropy, squared_error
 from tegu.models import Conv4, ConvNet, Mlp, ResNet12, WideResNet
@@ -406,22 +406,28 @@ def test_a_model_with_outputs_keeps_its_ways() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "can", "steps", "compiled"),
+    ("setting", "can", "steps", "gradients", "compiled"),
     [
-        ("auto", True, 5 * WORTH_COMPILING, True),
-        ("auto", True, 5 * WORTH_COMPILING - 1, False),
-        ("auto", False, 5 * WORTH_COMPILING, False),
-        ("on", False, 0, True),
-        ("off", True, 5 * WORTH_COMPILING, False),
+        ("auto", True, 5 * WORTH_COMPILING, 0, True),
+        ("auto", True, 5 * WORTH_COMPILING - 1, WORTH_COMPILING_GRADIENT - 1, False),
+        ("auto", True, 0, WORTH_COMPILING_GRADIENT, True),
+        ("auto", False, 5 * WORTH_COMPILING, WORTH_COMPILING_GRADIENT, False),
+        ("on", False, 0, 0, True),
+        ("off", True, 5 * WORTH_COMPILING, WORTH_COMPILING_GRADIENT, False),
     ],
 )
 def test_compiled_where_it_pays(
-    setting: str, can: bool, steps: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    setting: str,
+    can: bool,
+    steps: int,
+    gradients: int,
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tegu.job.can_compile", lambda: can)
     monkeypatch.setattr("torch.compile", lambda step, **_: step)
     one = job(engine__compile=setting, engine__precision="bf16", engine__vectorise="loop")
-    engine = one.engine(one.learner, steps=steps)
+    engine = one.engine(one.learner, steps=steps, gradients=gradients)
     assert (engine.compile, engine.precision, engine.loop) == (compiled, "bf16", True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.func import vmap
@@ -23,6 +24,13 @@ def test_keys_name_a_path() -> None:
     found = {int(keys.key(seed, *path)) for seed in (0, 1, -1, 2**63) for path in paths}
     assert len(found) == 4 * len(paths)
     assert int(keys.key(3, "a", 5)) == int(keys.fold(keys.key(3, "a"), 5))
+
+
+def test_whole_numbers_of_any_kind_are_seeds() -> None:
+    for seed in (0, 7, -3, 2**62):
+        assert keys.key(np.int64(seed)) == keys.key(seed)
+    with pytest.raises(TypeError):
+        keys.key(0.5)  # type: ignore[arg-type]
 
 
 def test_fold_broadcasts() -> None:

@@ -43,6 +43,12 @@ def test_accuracy_by_hand() -> None:
     assert float(accuracy(outputs, Examples(outputs, y, everything))) == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, accuracy])
+def test_losses_of_classes_take_no_numbers(loss) -> None:
+    with pytest.raises(InputError, match=r"targets of torch.float32.*squared_error"):
+        loss(torch.zeros(3, 1), Examples.dense(torch.zeros(3, 1), torch.zeros(3, 1)))
+
+
 def mixtures() -> tuple[torch.Tensor, torch.Tensor, torch.distributions.Distribution]:
     """Outputs of 3 components for 4 rows of 2 numbers, targets, and torch's own distribution."""
     generator = torch.Generator().manual_seed(1)

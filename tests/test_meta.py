@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -338,3 +339,134 @@ def test_the_outer_step_is_the_learner_s_usual_one(
     torch.testing.assert_close(usually, named, rtol=0, atol=0)
     other = tegu.meta_train(learner, tasks, meta_iterations=2, meta_batch=2, outer_lr=usual / 3)
     assert not torch.equal(other.params["head.weight"], named["head.weight"])
+
+
+class Dropping(torch.nn.Module):
+    """Every kind of layer that drops activations at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 8)
+        self.drop = torch.nn.Dropout(0.5)
+        self.attention = torch.nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
+        self.last = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.drop(self.first(x))[:, None]
+        return self.last(self.attention(out, out, out, need_weights=False)[0][:, 0])
+
+
+def test_layers_of_dropout_drop_nothing(toy_data: tegu.ClassDataset) -> None:
+    """Else the same seed would give other weights, and the same query other answers."""
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 0)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        model = Dropping()
+        torch.manual_seed(seed)
+        one = tegu.Reptile(model=model, inner_steps=2, eval_steps=2)
+        found.append(tegu.meta_train(one, tasks, meta_iterations=2, vectorise="loop"))
+        assert model.drop.training
+    torch.testing.assert_close(found[0].params, found[1].params, rtol=0, atol=0)
+    x = toy_data.examples[:6]
+    task = found[0].adapt(x, list("ababab"))
+    assert torch.equal(task.outputs(x), task.outputs(x))
+
+
+def maml(outputs: int = 3, **settings: Any) -> tegu.learners.Maml:
+    return tegu.learners.Maml(model=tegu.models.Mlp(6, outputs, hidden=(8,)), **settings)
+
+
+def test_tasks_that_a_learner_cannot_learn(toy_data: tegu.ClassDataset) -> None:
+    batches = tegu.sampling.ClassBatches(toy_data, 8)
+    few = tegu.FewShotTasks(toy_data, 3, 1, 1)
+    model = tegu.models.Mlp(6, 8, hidden=(8,))
+    classifier = tegu.learners.SimpleShot(model=model, n_way=3, n_classes=toy_data.n_classes + 1)
+    for one, tasks, said in (
+        (maml(), tegu.FewShotTasks(toy_data, 3, 1, 0), r"without queries for Maml.*n_query=5"),
+        (maml(2), few, r"tasks of 3 ways for a model with 2 outputs"),
+        (maml(), batches, r"batches of \d+ classes for Maml; expected few-shot tasks"),
+        (classifier, few, r"few-shot tasks for SimpleShot with n_classes=\d+; .*ClassBatches"),
+        (classifier, batches, r"batches of \d+ classes for SimpleShot with n_classes=\d+"),
+    ):
+        with pytest.raises(InputError, match=said):
+            tegu.meta_train(one, tasks, meta_iterations=1)
+
+
+def test_numbers_are_no_classes() -> None:
+    one = tegu.Reptile(model=tegu.models.Mlp(1, 1, hidden=(8,)))
+    with pytest.raises(InputError, match=r"targets of torch.float32 .*squared_error"):
+        tegu.meta_train(one, tegu.Sinusoids(), meta_iterations=1)
+
+
+def test_nothing_to_be_scored_on(learned: tegu.MetaLearned, toy_data: tegu.ClassDataset) -> None:
+    with pytest.raises(InputError, match="episodes without queries; expected some to be scored on"):
+        learned.evaluate(tegu.FewShotTasks(toy_data, 3, 2, 0), episodes=2)
+
+
+def test_inputs_that_no_model_takes(learned: tegu.MetaLearned) -> None:
+    task = learned.adapt(torch.rand(4, 6), list("abab"))
+    for call in (
+        lambda x: learned.adapt(x, list("abab")),
+        learned.features,
+        task.predict,
+        task.predict_proba,
+    ):
+        for x in (torch.rand(4), torch.rand(4, 7)):
+            with pytest.raises(InputError, match=r"x has shape \(4.*of the shape that the model"):
+                call(x)
+
+
+def test_one_class_is_no_task(learned: tegu.MetaLearned) -> None:
+    with pytest.raises(InputError, match="labels of one class only, 'a'; expected two classes"):
+        learned.adapt(torch.rand(2, 6), ["a", "a"])
+
+
+def test_a_missing_label_of_pandas(learned: tegu.MetaLearned) -> None:
+    class Missing:
+        """As pandas' NA: comparisons give itself, and it is neither true nor false."""
+
+        __hash__ = object.__hash__
+
+        def __ne__(self, other: object) -> Any:
+            return self
+
+        def __bool__(self) -> bool:
+            raise TypeError("boolean value of NA is ambiguous")
+
+    with pytest.raises(InputError, match="y holds NaN in row 1"):
+        learned.adapt(torch.rand(2, 6), ["a", Missing()])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int64])
+def test_data_of_any_dtype(kind: torch.dtype, toy_data: tegu.ClassDataset) -> None:
+    data = replace(toy_data, examples=(10 * toy_data.tensor).to(kind))
+    learned = tegu.meta_train(maml(), tegu.FewShotTasks(data, 3, 2, 1), meta_iterations=1)
+    (result,) = learned.evaluate(tegu.FewShotTasks(data, 3, 2, 1), episodes=2)
+    assert 0 <= result.value <= 1
+
+
+def test_ctrl_c_without_a_run_is_python_s_own(toy_data: tegu.ClassDataset) -> None:
+    def press(_: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as info:
+        tegu.meta_train(
+            learner(), tegu.FewShotTasks(toy_data, 3, 2, 0), meta_iterations=2, progress=press
+        )
+    assert type(info.value) is KeyboardInterrupt
+
+
+def test_a_home_folder_and_whole_numbers_of_numpy(
+    toy_data: tegu.ClassDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 0, seed=np.int64(3))
+    two = np.int64(2)
+    learned = tegu.meta_train(
+        learner(), tasks, meta_iterations=two, meta_batch=two, seed=two, run="~/runs/a"
+    )
+    assert (tmp_path / "runs/a/checkpoint.safetensors").is_file()
+    learned.save("~/learned")
+    again = tegu.MetaLearned.load("~/learned", learner())
+    torch.testing.assert_close(again.params, learned.params, rtol=0, atol=0)

@@ -99,6 +99,20 @@ def test_another_name_drops_the_settings_of_the_first() -> None:
     assert load("reptile-glyphs").learner["eval_steps"] == 20
 
 
+def test_another_learner_takes_its_own_outer_step() -> None:
+    """1 is Reptile's, of a mean of weights; Adam would be thrown far away by it."""
+    for base, changed, expected in (
+        ("reptile-sinusoids", {"learner.name": "maml"}, 0.001),
+        ("reptile-glyphs", {"learner.name": "maml", "train.n_query": 5}, 0.001),
+        ("reptile-glyphs", {"learner.name": "maml", "train.outer_lr": 0.5}, 0.5),
+        ("reptile-sinusoids", {"learner.inner_lr": 0.1}, 1.0),
+        ("maml-omniglot-5way", {"learner.name": "reptile"}, 1.0),
+    ):
+        assert load(base, changed).train.outer_lr == expected, (base, changed)
+    plain = load("reptile-sinusoids").plain()
+    assert parse(plain, {"learner.name": "fomaml"}).train.outer_lr == 0.001
+
+
 def test_the_order_of_overrides_does_not_matter() -> None:
     """A setting given before the name that it belongs to is kept."""
     settings = {"learner.eval_steps": "3", "learner.name": "maml", "model.hidden": [9]}

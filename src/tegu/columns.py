@@ -104,8 +104,10 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
     """Line numbers and cells of every line that counts."""
     if not path.exists():
         raise InputError(f"there is no file {path}", "a text file of numbers", "Check the path.")
-    if not path.is_file():
+    if path.is_dir():
         raise InputError(f"{path} is a folder", "a text file of numbers", "Name a file in it.")
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file", "a text file of numbers", "Save it first.")
     if (size := path.stat().st_size) > LARGEST:
         raise InputError(
             f"{path} has {size:,} bytes", f"at most {LARGEST:,}", "Take a sample of its rows."

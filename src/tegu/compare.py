@@ -326,6 +326,7 @@ def run(
             folder / f"{data}-{name}.json",
             own,
             partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir),
+            recipes.alike,
         )
         entries[name] = kept
         if progress:

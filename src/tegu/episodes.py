@@ -76,9 +76,15 @@ def select(episodes: Episode, index: int | slice | Tensor) -> Episode:
     return Episode(*(Examples(*(field[index] for field in half)) for half in episodes))
 
 
-def moved(episodes: Episode, device: torch.device) -> Episode:
-    """The same on a device."""
-    return Episode(*(Examples(*(field.to(device) for field in half)) for half in episodes))
+def moved(
+    episodes: Episode, device: torch.device | str, dtype: torch.dtype | None = None
+) -> Episode:
+    """The same on a device, and their numbers in a dtype, where it is given."""
+
+    def there(field: Tensor) -> Tensor:
+        return field.to(device, dtype if field.is_floating_point() else None)
+
+    return Episode(*(Examples(*(there(field) for field in half)) for half in episodes))
 
 
 def pooled(episode: Episode) -> Examples:

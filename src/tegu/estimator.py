@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +97,10 @@ class ReptileEstimator:
     def tasks(self, x: Any, y: Any, *, training: bool) -> FewShotTasks:
         """Episodes from arrays: without queries, and with more shots, where for training."""
         data = grouped(x, y, split="meta_train" if training else "meta_test")
+        if data.examples.shape[1:] == ():
+            raise InputError(
+                f"x has shape {(len(data.examples),)}", "a row for each label", "Pass x[:, None]."
+            )
         least = int(data.counts.min())
         if training:
             return FewShotTasks(data, self.n_way, min(SHOTS, least), 0, self.seed)
@@ -169,7 +174,8 @@ class ReptileEstimator:
         learned = self.fitted()
         width = next(iter(learned.learner.model.parameters())).shape[1]
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        told = json.dumps({"estimator": settings, "width": width})
+        plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
+        told = json.dumps({"estimator": plain, "width": width})
         save_checkpoint(Path(path), Checkpoint(learned.params, {}, 0, self.seed, told, {}))
 
     @classmethod

@@ -53,11 +53,12 @@ class Job:
             )
         self.ranks.place(self.recipe.engine.device)
         try:
-            torch.zeros(1, device=self.recipe.engine.device).item()  # "meta" holds no numbers
-        except (RuntimeError, AssertionError) as failure:
+            # "meta" holds no numbers, and "mps" none of 64 bits.
+            torch.zeros(1, device=self.recipe.engine.device, dtype=torch.float64).item()
+        except (RuntimeError, AssertionError, TypeError) as failure:
             raise InputError(
                 f"engine.device is '{self.recipe.engine.device}'",
-                "a device that this machine has",
+                "a device that this machine has, and that holds float64",
                 "Write cpu, or cuda where there is a GPU.",
             ) from failure
         if self.recipe.engine.compile not in ("auto", "on", "off"):

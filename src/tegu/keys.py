@@ -17,6 +17,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import operator
 import zlib
 
 import torch
@@ -70,7 +71,7 @@ def key(seed: int, *path: int | str, device: torch.device | str = "cpu") -> Tens
         >>> int(key(0, "meta_train")) == int(key(0, "meta_test"))
         False
     """
-    out = _mixed(seed + _GAMMA)
+    out = _mixed(operator.index(seed) + _GAMMA)  # numpy's integers are of 64 bits
     for part in path:
         number = zlib.crc32(part.encode()) if isinstance(part, str) else part
         out = _mixed(_mixed(out + _GAMMA) ^ _mixed(number * _GAMMA))

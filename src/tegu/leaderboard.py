@@ -216,7 +216,8 @@ def run(
         command: for the document.
         progress: told how many of how many entries are done, and the last figure.
     """
-    pairs = [(learner, data) for data in boards for learner in learners]
+    names = list(dict.fromkeys(learners))
+    pairs = [(learner, data) for data in dict.fromkeys(boards) for learner in names]
     settings = []
     for learner, data in pairs:
         one = job(learner, data, budget, data_dir)

@@ -23,8 +23,23 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
-    """Mean cross-entropy: outputs (S, N) floating, target.y (S,) int64."""
+    """Mean cross-entropy: outputs (S, N) floating, target.y (S,) int64.
+
+    Raises:
+        InputError: targets are numbers.
+    """
+    _check_classes(target)
     return _mean(F.cross_entropy(outputs, target.y, reduction="none"), target.mask)
+
+
+def _check_classes(target: Examples) -> None:
+    if target.y.is_floating_point():
+        raise InputError(
+            f"targets of {target.y.dtype} for a loss or a score of classes",
+            "class numbers, int64",
+            "For numbers pass loss=tegu.losses.squared_error, and score= and metric= where "
+            "the loss is your own.",
+        )
 
 
 def squared_error(outputs: Tensor, target: Examples) -> Tensor:
@@ -71,7 +86,12 @@ def exact_match(outputs: Tensor, target: Examples) -> Tensor:
 
 
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:
-    """Share of right answers, 0 to 1: outputs (S, N), target.y (S,)."""
+    """Share of right answers, 0 to 1: outputs (S, N), target.y (S,) int64.
+
+    Raises:
+        InputError: targets are numbers.
+    """
+    _check_classes(target)
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
 
 

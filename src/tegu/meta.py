@@ -26,8 +26,17 @@ from tegu.episodes import Examples
 from tegu.errors import InputError, InputTypeError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import gaussian, measure_of, moments, regresses, token_cross_entropy
-from tegu.sampling import Tasks
+from tegu.losses import (
+    cross_entropy,
+    gaussian,
+    measure_of,
+    moments,
+    regresses,
+    token_cross_entropy,
+)
+from tegu.sampling import ClassBatches, Tasks
+
+MISFITS = (RuntimeError, ValueError, IndexError)  # what a model says of inputs that it cannot take
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,12 @@ class MetaLearned:
                 "one label for each input",
                 "Check that x and y come from the same examples.",
             )
+        if len(labels) == 1:
+            raise InputError(
+                f"labels of one class only, {labels[0]!r}",
+                "two classes or more",
+                "Add examples of another class, of everything else, say.",
+            )
         support = Examples.dense(inputs, targets)
         key = keys.key(seed, "adapt", device=inputs.device)
         learner = self.learner.for_ways(len(labels)) if labels else self.learner
@@ -102,7 +117,7 @@ class MetaLearned:
                     width = learner.n_targets(self.params, inputs[:1])
             except InputError:
                 raise  # the learner knows better what is wrong
-            except (RuntimeError, ValueError) as failure:
+            except MISFITS as failure:
                 raise _misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
                 raise InputError(
@@ -147,7 +162,9 @@ class MetaLearned:
         with torch.no_grad():
             try:
                 return self.learner.features(self.params, inputs)
-            except RuntimeError as failure:
+            except InputError:
+                raise
+            except MISFITS as failure:
                 raise _misfit(inputs, failure) from failure
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
@@ -191,7 +208,9 @@ class Adapted:
         with torch.no_grad():
             try:
                 out = self.learner.predict(self.params, self.state, inputs, mask)
-            except RuntimeError as failure:
+            except InputError:
+                raise
+            except MISFITS as failure:
                 raise _misfit(inputs, failure) from failure
         return out[:, : len(self.labels)] if self.labels else out
 
@@ -340,6 +359,11 @@ def meta_train(
     Returns:
         What was meta-learned; call its `adapt`.
 
+    Raises:
+        InputError: tasks that the learner cannot learn, or a folder of something else.
+        tegu.engine.train.Interrupted: Ctrl-C or SIGTERM, where there is a `run`: it holds a
+            checkpoint, and `resume=True` goes on. A `KeyboardInterrupt`.
+
     Example:
         >>> model = tegu.models.Mlp(1, 1, hidden=(40, 40))
         >>> learner = tegu.Reptile(model=model, loss=tegu.losses.squared_error, inner_lr=0.01)
@@ -349,13 +373,7 @@ def meta_train(
     """
     if outer_lr is None:
         outer_lr = float(learner.start["train.outer_lr"])
-    told, asked = getattr(learner, "n_way", 0), getattr(tasks, "n_way", 0)
-    if told and asked > told:
-        raise InputError(
-            f"tasks of {asked} ways for {type(learner).__name__} with n_way={told}",
-            "no more ways than the learner's",
-            f"Build {type(learner).__name__} with n_way={asked}.",
-        )
+    _check_tasks(learner, tasks)
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )
@@ -370,9 +388,45 @@ def meta_train(
             "tasks": _describe(tasks),
             "settings": {k: v for k, v in vars(settings).items() if k != "workers"},
         }
-        folder = Run(Path(run), {**known, "precision": precision})
+        folder = Run(Path(run).expanduser(), {**known, "precision": precision})
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
     return MetaLearned(learner, params)
+
+
+def _check_tasks(learner: Learner, tasks: Tasks) -> None:
+    """Refuses tasks whose labels are not those that the learner is built for."""
+    name, batches = type(learner).__name__, isinstance(tasks, ClassBatches)
+    if learner.pretrains or batches:
+        told = getattr(learner, "n_classes", 0)
+        asked = tasks.data.n_classes if isinstance(tasks, ClassBatches) else 0
+        if asked != told:
+            raise InputError(
+                f"{f'batches of {asked} classes' if asked else 'few-shot tasks'} for {name}"
+                + (f" with n_classes={told}" if told else ""),
+                "tegu.sampling.ClassBatches of as many classes" if told else "few-shot tasks",
+                f"Pass ClassBatches(data, batch=64), and {name} n_classes=data.n_classes."
+                if told
+                else "Pass tegu.FewShotTasks(data, n_way=5, n_shot=1, n_query=5), say.",
+            )
+        return
+    told, asked = getattr(learner, "n_way", 0), getattr(tasks, "n_way", 0)
+    if asked and not told and learner.loss is cross_entropy:
+        one = tasks.episodes(torch.arange(1)).support.x[0, :1]
+        params = learner.init()
+        with torch.no_grad():
+            told = learner.forward(params, one.to(next(iter(params.values())))).shape[-1]
+        if asked > told:
+            raise InputError(
+                f"tasks of {asked} ways for a model with {told} outputs",
+                "an output for each class of a task",
+                f"Build the model with {asked} outputs, or pass n_way={told}.",
+            )
+    elif told and asked > told:
+        raise InputError(
+            f"tasks of {asked} ways for {name} with n_way={told}",
+            "no more ways than the learner's",
+            f"Build {name} with n_way={asked}.",
+        )
 
 
 def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") -> ClassDataset:
@@ -495,7 +549,11 @@ def _labels(y: Any) -> list[Hashable]:
             raise InputTypeError(
                 f"a label is a {type(value).__name__}", "hashable labels", "Use numbers or names."
             )
-        if value != value:
+        try:
+            missing = bool(value != value)
+        except TypeError:  # pandas' NA is neither equal nor unequal
+            missing = True
+        if missing:
             raise InputError(
                 f"y holds NaN in row {row}", "a label for each input", "Drop that row."
             )

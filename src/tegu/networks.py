@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from tegu.errors import InputError
 from tegu.models import (
     Conv4,
     ConvNet,
@@ -57,6 +58,22 @@ class Network:
         raise TypeError(f"{type(self).__name__} has no build()")
 
 
+def _square(inputs: Inputs) -> tuple[int, int]:
+    """Channels and side of images.
+
+    Raises:
+        InputError: sides of unequal length.
+    """
+    channels, height, width = inputs.shape
+    if height != width:
+        raise InputError(
+            f"images of {height} x {width}",
+            "as high as wide, for this network",
+            "Write model.name=mlp, or pad the images to a square.",
+        )
+    return channels, height
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conv4Network(Network):
     """Four convolutions.
@@ -77,7 +94,7 @@ class Conv4Network(Network):
     last: int = 1
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
-        channels, size, _ = inputs.shape
+        channels, size = _square(inputs)
         return Conv4(
             outputs,
             channels=channels,
@@ -105,7 +122,7 @@ class ConvNetNetwork(Network):
     strides: tuple[int, ...] = (2, 2, 1, 2, 1)
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
-        channels, size, _ = inputs.shape
+        channels, size = _square(inputs)
         return ConvNet(
             outputs,
             channels=channels,
@@ -224,7 +241,7 @@ class ResNet12Network(Network):
     checkpoint: bool = False
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
-        channels, size, _ = inputs.shape
+        channels, size = _square(inputs)
         own = {"widths": self.widths} if self.widths else {}
         return ResNet12(
             outputs, channels=channels, size=size, checkpoint=self.checkpoint, seed=seed, **own
@@ -391,7 +408,7 @@ class ViTNetwork(Network):
     checkpoint: bool = False
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
-        channels, size, _ = inputs.shape
+        channels, size = _square(inputs)
         return ViT(outputs, channels=channels, size=size, seed=seed, **vars(self))
 
 

@@ -36,7 +36,8 @@ def _exits_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if before is not None:  # else one in C was there, which Python cannot put back
+            signal.signal(signal.SIGTERM, before)
 
 
 def apart(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

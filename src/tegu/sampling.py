@@ -82,13 +82,7 @@ class FewShotTasks:
                 "no more shots and queries than examples",
                 "Lower n_shot or n_query, or drop the small classes.",
             )
-        if self.augment is not None and len(self.data.examples.shape) != 4:
-            raise InputError(
-                f"augmentation of {where}, whose examples have shape "
-                f"{tuple(self.data.examples.shape[1:])}",
-                "images of shape (C, H, W)",
-                "Pass augment=None.",
-            )
+        _check_augment(self.data, self.augment)
         if self.within:
             self._check_groups(where)
 
@@ -180,6 +174,7 @@ class ClassBatches:
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise InputError(f"batch is {self.batch}", "at least 1", "Pass batch=64, say.")
+        _check_augment(self.data, self.augment)
 
     @property
     def split(self) -> str:
@@ -204,6 +199,16 @@ class ClassBatches:
         return Episode(support, Examples(*(field[:, :0] for field in support)))
 
 
+def _check_augment(data: ClassDataset, augment: Augment | None) -> None:
+    if augment is not None and len(data.examples.shape) != 4:
+        raise InputError(
+            f"augmentation of {data.name} {data.split}, whose examples have shape "
+            f"{tuple(data.examples.shape[1:])}",
+            "images of shape (C, H, W)",
+            "Pass augment=None.",
+        )
+
+
 def _at(data: ClassDataset, rows: Tensor) -> Tensor:
     """Examples by their numbers (T, S): (T, S, ...)."""
     found: Tensor
@@ -221,6 +226,8 @@ def floats(data: ClassDataset, x: Tensor, at: Tensor, augment: Augment | None) -
         x = x.to(torch.get_default_dtype()).mul_(data.scale)  # the copy is ours to change
     elif data.scale != 1:
         x = x.to(torch.get_default_dtype()) * data.scale
+    elif not x.is_floating_point():
+        x = x.to(torch.get_default_dtype())
     if augment is not None and x.shape[1]:
         each = keys.fold(at[:, None], torch.arange(x.shape[1], device=x.device))
         x = augment(x.flatten(0, 1), each.flatten()).unflatten(0, x.shape[:2])

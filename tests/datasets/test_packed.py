@@ -235,8 +235,22 @@ def part(**changed: Any) -> Callable[[Path], None]:
     return index_with(splits={"meta_train": whole})
 
 
+class Runs:
+    """Makes a folder `ran` in the pack when it is unpickled."""
+
+    def __init__(self, pack: Path) -> None:
+        self.pack = pack
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.pack / "ran",)
+
+
 def pickled(pack: Path) -> None:
-    (pack / "meta_train.npy").write_bytes(pickle.dumps([1]))
+    (pack / "meta_train.npy").write_bytes(pickle.dumps(Runs(pack)))
+
+
+def of_objects(pack: Path) -> None:
+    np.save(pack / "meta_train.npy", np.array([None, Runs(pack)]), allow_pickle=True)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +276,7 @@ def pickled(pack: Path) -> None:
         (lambda p: (p / "meta_train.npy").write_bytes(b""), r"meta_train.npy cannot be read"),
         (lambda p: os.truncate(p / "meta_train.npy", 150), r"has 150 bytes; expected 236 for"),
         (pickled, r"cannot be read \(the magic string is not correct"),
-        (array_of(np.array([None, 3]), allow_pickle=True), r"cannot be read \(object"),
+        (of_objects, r"cannot be read \(object"),
         (array_of(np.asfortranarray(np.zeros((9, 3), np.float32))), r"Fortran order"),
         (array_of(np.zeros((9, 3), ">f4")), r"cannot be read \(>f4"),
         (array_of(np.float32(3)), r"cannot be read \(float32, shape \(\)"),
@@ -271,6 +285,13 @@ def pickled(pack: Path) -> None:
 def test_damaged_packs(damage: Callable[[Path], None], text: str, pack: Path) -> None:
     damage(pack)
     with pytest.raises(InputError, match=text):
+        load_packed(pack, "meta_train")
+    assert not (pack / "ran").exists()
+
+
+def test_a_list_of_classes_too_large(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.datasets.packed.LARGEST", 10)
+    with pytest.raises(InputError, match=r"classes.json has \d+ bytes; expected at most 10\. Pack"):
         load_packed(pack, "meta_train")
 
 

@@ -87,7 +87,28 @@ def test_few_shot_splits(shared_data: Path) -> None:
     train = few_shot_pairs(4, 2, "train", data_dir=shared_data)
     test = few_shot_pairs(4, 2, "test", data_dir=shared_data)
     assert set(train) | set(test) <= set(grammar())
-    assert not {c for c, _ in train if "jump" in c} & {c for c, _ in test}
+    assert not any("jump around right" in command for command, _ in train)
+    shown = {
+        (shots, sample): {
+            command
+            for command, _ in few_shot_pairs(shots, sample, "train", data_dir=shared_data)
+            if "around right" in command
+        }
+        for shots, sample in ((1, 1), (4, 1), (4, 2))
+    }
+    assert [len(commands) for commands in shown.values()] == [1, 4, 4]
+    assert shown[4, 1] != shown[4, 2]
+    assert all("jump around right" in command for command, _ in test)
+    with pytest.raises(InputError, match="part of a split 'val'"):
+        few_shot_pairs(4, 2, "val", data_dir=shared_data)
+    with pytest.raises(InputError, match=r"without few_shot_split/.*num3_rep1"):
+        few_shot_pairs(3, 1, "train", data_dir=shared_data)
+
+
+def test_a_file_of_pairs_too_large(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.datasets.scan.LARGEST", 100)
+    with pytest.raises(InputError, match=r"line 1 of .*num4_rep2"):  # cut off after 100 bytes
+        few_shot_pairs(4, 2, "test", data_dir=shared_data)
 
 
 def true_words(task: str, episode: Episode, t: int) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ import torch
 import tegu
 from tegu.datasets import load_sentences, sentences
 from tegu.datasets.sentences import read_texts
+from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
 
 ROWS = [("where is my card", "card"), ('say "hi", please', "talk"), ("pay, now", "pay")]
@@ -97,6 +98,17 @@ def test_what_is_said_of_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sentences, "LARGEST", 10)
     with pytest.raises(InputError, match="bytes; expected at most 10"):
         load_sentences(file, "meta_train")
+
+
+def test_small_classes_are_left_out(tmp_path: Path) -> None:
+    """Of ten classes, the first has three texts and the others four."""
+    rows = many(tmp_path / "a.csv", each=4).read_text().splitlines()
+    file = saved(tmp_path / "b.csv", "\n".join(rows[:1] + rows[2:]) + "\n")
+    parts = [load_sentences(file, s, size=64, least=4) for s in SPLITS]
+    assert sum(part.n_classes for part in parts) == 9
+    assert "thing00" not in {name for part in parts for name in part.class_names}
+    with pytest.raises(InputError, match=r"has 5 texts, the largest has 4;.*Lower"):
+        load_sentences(file, "meta_train", size=64, least=5)
 
 
 # Classes and vectors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,23 @@ def test_a_later_format(some: Checkpoint, tmp_path: Path, monkeypatch: pytest.Mo
     refused(tmp_path / "c", r"cut short or not a checkpoint")
 
 
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.folder,)
+
+
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    path = tmp_path / "c"
-    torch.save({"w": torch.zeros(2)}, path)
+    path, ran = tmp_path / "c", tmp_path / "ran"
+    torch.save({"w": torch.zeros(2), "x": Runs(ran)}, path)
     refused(path, r"cut short or not a checkpoint")
+    path.write_bytes(pickle.dumps(Runs(ran)))
+    refused(path, r"cut short or not a checkpoint")
+    assert not ran.exists()
 
 
 def test_a_file_too_large(

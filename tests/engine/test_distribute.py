@@ -471,6 +471,20 @@ def started(folder: Path, *words: str, restarts: int = 0) -> Iterator[subprocess
             process.terminate()
 
 
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="the device cuda:0 over 2 processes"):
+        Ranks(0, 2).place("cuda:0")
+    with pytest.raises(InputError, match=r"process 2 of a machine with 2 GPUs.*-node 2"):
+        Ranks(2, 3, local=2).place("cuda")
+    Ranks(3, 4, local=1).place("cuda")
+    ALONE.place("cuda:0")
+    Ranks(0, 2).place("cpu")
+    assert chosen == [1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 def test_a_killed_rank_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
     words = [*WORDS, "--meta-iterations", "200"]

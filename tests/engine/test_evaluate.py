@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
+from tegu.engine.distribute import Ranks
 from tegu.engine.evaluate import evaluate
 from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -109,17 +111,41 @@ def test_how_many_run_at_once_changes_nothing(at_once: int, tasks: FewShotTasks)
 
 
 def test_each_normalisation_is_named_and_scored_from_one_adaptation(
-    toy_images: ClassDataset,
+    toy_images: ClassDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = FewShotTasks(toy_images, n_way=3, n_shot=1, n_query=1)
     learner, names = learner_of(Conv4(3, size=8, width=4)), ("support", "transductive")
-    params = learner.init()
-    both = evaluate(Vectorised(learner), params, tasks, episodes=30, normalisations=names)
+    params, calls, adapt = learner.init(), [], Vectorised.adapt
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return adapt(*arguments)
+
+    monkeypatch.setattr(Vectorised, "adapt", counted)
+    both = evaluate(
+        Vectorised(learner), params, tasks, episodes=30, at_once=10, normalisations=names
+    )
+    assert len(calls) == 3  # one for each block
+    monkeypatch.undo()
     assert tuple(result.normalisation for result in both) == names
     assert both[0].value != both[1].value
     for name, result in zip(names, both, strict=True):
         judge = replace(learner, normalisation=name)
         assert evaluate(Vectorised(judge), params, tasks, episodes=30) == [result]
+
+
+def test_no_task_at_once_is_refused(tasks: FewShotTasks) -> None:
+    learner = learner_of(Mlp(6, 3))
+    with pytest.raises(InputError, match="at_once is 0; expected 1 or more"):
+        evaluate(Vectorised(learner), learner.init(), tasks, episodes=2, at_once=0)
+
+
+def test_several_ranks_do_not_end_by_the_clock(tasks: FewShotTasks) -> None:
+    learner = learner_of(Mlp(6, 3))
+    with pytest.raises(InputError, match="ends after 1 seconds, over 2 processes"):
+        evaluate(
+            Vectorised(learner), learner.init(), tasks, episodes=2, seconds=1, ranks=Ranks(0, 2)
+        )
 
 
 def test_a_model_without_statistics_names_no_normalisation(tasks: FewShotTasks) -> None:

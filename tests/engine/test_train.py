@@ -164,7 +164,7 @@ def test_a_learner_is_told_how_far_meta_training_is(
     staged, losses = Staged(model=Mlp(6, 3)), []
     params, _ = meta_train(
         Vectorised(staged, vectorise=how),
-        tasks,
+        replace(tasks, n_query=1),
         Settings(4, 2, validate_every=1),
         run=Run(tmp_path, {}),
         progress=lambda report: losses.append(report.loss),
@@ -241,8 +241,8 @@ def reached(folder: Path) -> int:
 def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     """Five kills of one run, each at a random moment of what is left of it."""
     expected = finish(start(tmp_path / "whole"))
-    dice, folder = random.Random(time.time_ns()), tmp_path / "killed"
-    stood = [0]  # where the run stood, kill by kill
+    seed, folder = time.time_ns(), tmp_path / "killed"
+    dice, stood = random.Random(seed), [0]  # where the run stood, kill by kill
     for _ in range(5):
         process = start(folder)
         while reached(folder) == stood[-1] and process.poll() is None:
@@ -250,11 +250,11 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
         time.sleep(dice.uniform(0.0, 0.05))  # all five end well before the run does
         process.kill()
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, f"the run had ended, after {stood}"
+        assert process.returncode == -signal.SIGKILL, f"the run had ended, after {stood}; {seed}"
         stood.append(reached(folder))
         assert stood[-2] < stood[-1] < ITERATIONS
     last = start(folder)
-    assert finish(last) == expected, f"killed at iterations {stood}"
+    assert finish(last) == expected, f"killed at iterations {stood}; {seed}"
     names = ["checkpoint.safetensors", "metrics.jsonl", "recipe.json"]
     assert sorted(p.name for p in folder.iterdir()) == names
     lines, same_lines = (
@@ -319,6 +319,30 @@ def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> 
     for text in ("{", "[1]", '"x"'):
         (folder / "recipe.json").write_text(text)
         refused(Run(folder, RECIPE), r"recipe.json holds no settings.*another folder", resume=True)
+
+
+def test_settings_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(tmp_path, RECIPE).open(resume=False)
+    monkeypatch.setattr("tegu.engine.run.LARGEST", 3)
+    refused(Run(tmp_path, RECIPE), r"recipe.json holds no settings", resume=True)
+
+
+def test_only_the_job_that_began_a_run_goes_on_untold(tmp_path: Path) -> None:
+    def opened(job: str, *, resume: bool) -> None:
+        run = Run(tmp_path, RECIPE, job=job)
+        run.open(resume=resume)
+        run.close()
+
+    mark = tmp_path / "job"
+    opened("a", resume=False)
+    opened("a", resume=False)
+    for other in ("b", ""):
+        refused(Run(tmp_path, RECIPE, job=other), r"holds a run already", resume=False)
+    opened("b", resume=True)
+    assert mark.read_text() == "b"
+    refused(Run(tmp_path, RECIPE, job="a"), r"holds a run already", resume=False)
+    opened("", resume=True)
+    assert not mark.exists()
 
 
 def test_a_checkpoint_from_another_run_is_not_taken(tasks: FewShotTasks, tmp_path: Path) -> None:
@@ -436,6 +460,9 @@ def test_reports(tasks: FewShotTasks) -> None:
         ({"validate_every": -1}, r"validate_every is -1; expected at least 0"),
         ({"outer_lr": -0.1}, r"outer_lr is -0\.1; expected at least 0"),
         ({"outer_lr_final": math.nan}, r"outer_lr_final is nan"),
+        ({"seconds": -1.0}, r"seconds is -1"),
+        ({"workers": -1}, r"workers is -1"),
+        ({"checkpoint_seconds": -1.0}, r"checkpoint_seconds is -1"),
         ({"checkpoint_seconds": math.inf}, r"checkpoint_seconds is inf"),
     ],
 )

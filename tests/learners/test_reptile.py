@@ -17,6 +17,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.engine.train import Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import select
+from tegu.errors import InputError
 from tegu.learners import Reptile
 from tegu.learners.finetune import cycle
 from tegu.models import Conv4, Mlp
@@ -248,6 +249,22 @@ def test_parallel_mode_carries_what_the_same_gradients_leave_in_turn(
         }
         expected = {**names, **{f"inner/{k}": v for k, v in carried.items()}}
         torch.testing.assert_close(weights, expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"inner_steps": 0}, "inner_steps is 0; expected at least 1"),
+        ({"inner_batch": -1}, "inner_batch is -1; expected at least 0"),
+        ({"eval_steps": -1}, "eval_steps is -1; expected 0 or more"),
+        ({"momentum": 1.0}, "momentum is 1.0; expected at least 0 and below 1"),
+        ({"beta1": -0.1}, "beta1 is -0.1; expected at least 0 and below 1"),
+        ({"inner_lr": float("nan")}, "inner_lr is nan; expected a step size above 0"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Reptile(model=NETWORKS["mlp"][0](), **settings)
 
 
 def test_without_carry_each_task_starts_afresh(tasks: dict[str, FewShotTasks]) -> None:

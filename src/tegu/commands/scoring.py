@@ -13,7 +13,7 @@ from tegu import report
 from tegu.console import bar
 from tegu.engine.evaluate import Result, evaluate
 from tegu.engine.vectorise import Vectorised
-from tegu.episodes import select
+from tegu.episodes import moved, select
 from tegu.inner import Params
 from tegu.job import Job, alike
 from tegu.losses import gaussian, moments
@@ -85,7 +85,7 @@ def _one_episode(job: Job, cell: Cell) -> tuple[Tasks, Any, torch.Tensor]:
         n_query=cell.n_query,
         seed=job.recipe.evaluate.seed,
     )
-    batch = tasks.episodes(torch.arange(3))
+    batch = moved(tasks.episodes(torch.arange(3)), job.recipe.engine.device)
     at = keys.fold(keys.key(0), torch.arange(3)).to(batch.support.x.device)
     return tasks, batch, at
 

@@ -26,7 +26,7 @@ class MutualExclusivity:
     Args:
         split: "meta_train", "meta_val" (further draws of the same tasks) or "meta_test".
         n_query: query strings, of 2 to `longest` words.
-        seed: of the whole sequence of episodes, and of which orders are left to tests.
+        seed: of the whole sequence of episodes, and not of which orders are left to tests.
         longest: words of the longest query.
         n_held_out: orders, of the 24, that only tests have.
 

@@ -108,7 +108,11 @@ def write_packed(
             raise InputError(f"no example for {out}", "at least one", "Look at what was packed.")
         kinds = {arrays[split].kind for split in lists}
         if len(kinds) > 1:
-            raise InputError(f"splits of {out} differ: {kinds}", "rows of one shape and kind", "")
+            raise InputError(
+                f"splits of {out} differ: {kinds}",
+                "rows of one shape and kind",
+                "Give all splits the same preparation.",
+            )
         (kind, shape) = kinds.pop()
         images = kind == "|u1" and len(shape) == 3
         index = {
@@ -172,7 +176,11 @@ def read_index(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{folder} holds no {INDEX}", WANTED, "Check data.path.")
     if file.stat().st_size > LARGEST:
-        raise InputError(f"{file} has {file.stat().st_size:,} bytes", f"at most {LARGEST:,}", "")
+        raise InputError(
+            f"{file} has {file.stat().st_size:,} bytes",
+            f"at most {LARGEST:,}",
+            "Pack the data again.",
+        )
     try:
         index: dict[str, Any] = json.loads(file.read_bytes())
         if index["format"] != FORMAT:

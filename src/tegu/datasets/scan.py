@@ -171,7 +171,9 @@ def split_pairs(name: str, part: str, *, data_dir: Path | None = None) -> tuple[
 
 
 def few_shot_pairs(shots: int, sample: int, part: str, *, data_dir: Path) -> tuple[Pair, ...]:
-    """A split of `scan_few_shot_and_size_splits.tar.xz`: `shots` commands with jump to learn from.
+    """A split of `scan_few_shot_and_size_splits.tar.xz`: "jump around right" is left to tests.
+
+    Of all commands with "around right", training has `shots`.
 
     Args:
         shots: 1, 2, 4, ... 1024.

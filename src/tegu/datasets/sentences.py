@@ -72,7 +72,14 @@ def load_sentences(
     for words, name in read_texts(file, text=text, label=label):
         texts.setdefault(name, []).append(words)
     names = sorted(texts)
-    at = division.parts(names, [len(texts[name]) for name in names])[split]
+    sizes = [len(texts[name]) for name in names]
+    if max(sizes) < least:
+        raise InputError(
+            f"no class of {file} has {least} texts, the largest has {max(sizes)}",
+            "at least one class that is large enough",
+            "Lower least.",
+        )
+    at = division.parts(names, sizes)[split]
     if not at:
         raise InputError(
             f"no class of {file} is in {split}",

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
 
@@ -38,6 +38,7 @@ def batches(
     last: int,
     own: slice = ALL,
     device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
     workers: int = 0,
 ) -> Iterator[tuple[int, Episode, Tensor]]:
     """Iterations first to last - 1, each with its number, episodes and keys.
@@ -48,8 +49,9 @@ def batches(
     `tasks.waits` says that drawing waits for files. Else whatever does the work would only
     be shared; but a GPU is asked for a block before it is done with the one before.
 
-    Episodes are put on `device`, or stay where they are drawn. Where tasks can leave out
-    padding, each iteration has no more than its own episodes need (`tasks.trimmed`).
+    Episodes are put on `device`, their numbers in `dtype`, or stay as they are drawn. Where
+    tasks can leave out padding, each iteration has no more than its own episodes need
+    (`tasks.trimmed`).
     """
     each = len(range(meta_batch)[own])
 
@@ -61,7 +63,7 @@ def batches(
     trim: Callable[[Episode], Episode] | None = getattr(tasks, "trimmed", None)
 
     def placed(episodes: Episode) -> Episode:
-        return episodes if device is None else moved(episodes, device)
+        return episodes if device is None else moved(episodes, device, dtype)
 
     def whole(episodes: Episode) -> Episode:
         # What is still to be trimmed is looked at for it: on a GPU that would wait.
@@ -120,7 +122,8 @@ def _reader(tasks: Tasks, workers: int, like_these: Episode, stack: ExitStack) -
         stack.callback(pool.shutdown, cancel_futures=True)
 
         def from_processes(index: Tensor) -> Callable[[], Episode]:
-            coming = pool.submit(_draw, index.numpy())
+            with _ended():
+                coming = pool.submit(_draw, index.numpy())
             return lambda: _received(coming, like_these)
 
         return from_processes
@@ -147,12 +150,18 @@ def _draw(index: np.ndarray) -> list[np.ndarray]:
 
 
 def _received(coming: Future[list[np.ndarray]], like_these: Episode) -> Episode:
-    try:
+    with _ended():
         found: Episode = like(like_these, map(torch.from_numpy, coming.result()))
+    return found
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    try:
+        yield
     except BrokenProcessPool as failure:
         raise InputError(
             "a process that draws tasks has ended",
             "engine.workers that live as long as the run",
             "Look whether memory is short; resume the run, with fewer workers perhaps.",
         ) from failure
-    return found

@@ -72,6 +72,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Writes a checkpoint and returns its digest."""
+    path = path.expanduser()
     digest = checkpoint.digest()
     head = {
         "format": FORMAT,
@@ -96,6 +97,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         InputError: there is no such file, it is not a checkpoint of tegu, it is
             cut short, or a byte of it has changed.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}",

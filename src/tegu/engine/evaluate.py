@@ -85,6 +85,8 @@ def evaluate(
         raise InputError(
             f"{episodes} episodes", "at least 2", "Ask for 600 or more to get a useful interval."
         )
+    if at_once < 1:
+        raise InputError(f"at_once is {at_once}", "1 or more", "Leave it out, or write 100.")
     if ranks.world > 1 and seconds < float("inf"):
         raise InputError(
             f"an evaluation that ends after {seconds:g} seconds, over {ranks.world} processes",
@@ -99,14 +101,20 @@ def evaluate(
     own_scores: list[Tensor] = []  # of the first learner, for the progress
     # Whole batches go to ranks in turn, so that each has the size, and the bits, it has on one.
     at_once = min(at_once, -(-episodes // ranks.world))
-    began, device = time.monotonic(), next(iter(params.values())).device
+    began, some = time.monotonic(), next(iter(params.values()))
     for start in range(ranks.rank * at_once, episodes, ranks.world * at_once):
         if start > at_once and time.monotonic() - began >= seconds:
             episodes, scores = start, scores[:, :start]
             break
         index = torch.arange(start, min(start + at_once, episodes))
-        batch = moved(tasks.episodes(index), device)
-        at = keys.fold(root, index).to(device)
+        batch = moved(tasks.episodes(index), some.device, some.dtype)
+        if not batch.query.mask.shape[1]:
+            raise InputError(
+                "episodes without queries",
+                "some to be scored on",
+                "Pass tasks with n_query=15, say; learners may train without.",
+            )
+        at = keys.fold(root, index).to(some.device)
         scores[:, index] = _scores(engines, learners, params, batch, at, score)
         if progress and ranks.first:
             own_scores.append(scores[0, index])

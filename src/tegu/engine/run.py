@@ -144,6 +144,8 @@ class Run:
                 "Choose another folder; nothing in this one was touched.",
             )
         try:
+            if file.stat().st_size > LARGEST:
+                raise ValueError(f"more than {LARGEST:,} bytes")
             other = json.loads(file.read_text())
             if not isinstance(other, dict):
                 raise ValueError(f"a {type(other).__name__}")

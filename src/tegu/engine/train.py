@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ OUTER_SCHEDULES = ("linear", "cosine")
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818, the run is whole
+class Interrupted(KeyboardInterrupt):
     """A run was asked to stop, has saved a checkpoint, and can be resumed."""
 
     def __init__(self, signum: int, iteration: int) -> None:
@@ -98,6 +99,9 @@ class Settings:
         return min(1.0, max(share, elapsed / self.seconds)) if self.seconds else share
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # which a run's settings could not hold
+                setattr(self, name, value.item())
         if self.outer_schedule not in OUTER_SCHEDULES:
             raise unknown("outer schedule", self.outer_schedule, OUTER_SCHEDULES)
         for name, least in (
@@ -327,7 +331,8 @@ def meta_train(
         What was meta-learned, and the last report.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; a checkpoint was saved first.
+        Interrupted: Ctrl-C or SIGTERM, where there is a run; a checkpoint was saved first.
+        InputError: episodes without queries, for a learner that learns from them.
     """
     ranks.check(engine.learner, settings.meta_batch)
     with contextlib.ExitStack() as stack:
@@ -346,9 +351,11 @@ def _trained(
         return now.params, report  # resumed at its end, which may be one of time
     if now.run and (commit := origin.commit()) and commit not in report.commits:
         report.commits += (commit,)
+    some = next(iter(now.params.values()))
     meeting = Meeting(ranks, settings.meta_batch, now.note)
     meets = {"others": meeting} if ranks.world > 1 else {}
-    with _stop_signals(now.signals):
+    # Without a folder there is nothing to save before the end, and Ctrl-C is Python's own.
+    with _stop_signals(now.signals) if now.run or meets else contextlib.nullcontext():
         for iteration, episodes, key in batches(
             tasks,
             meta_batch=settings.meta_batch,
@@ -356,9 +363,16 @@ def _trained(
             first=report.iteration,
             last=settings.meta_iterations,
             own=ranks.part(settings.meta_batch),
-            device=next(iter(now.params.values())).device,
+            device=some.device,
+            dtype=some.dtype,
             workers=settings.workers,
         ):
+            if not episodes.query.mask.shape[1] and engine.learner.uses_queries():
+                raise InputError(
+                    f"episodes without queries for {type(engine.learner).__name__}",
+                    "queries, which it meta-learns from",
+                    "Pass tasks with n_query=5, say.",
+                )
             done = settings.done(iteration, report.seconds)
             now.params, now.outer, loss = engine.update(
                 now.params,
@@ -404,4 +418,5 @@ def _stop_signals(seen: list[int]) -> Iterator[None]:
         yield
     finally:
         for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+            if handler is not None:  # else one in C was there, which Python cannot put back
+                signal.signal(signum, handler)

@@ -29,7 +29,7 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.losses import Loss, cross_entropy, gaussian
-from tegu.models.norm import BatchNorm, converted, layers, misled, statistics
+from tegu.models.norm import BatchNorm, converted, drops, layers, misled, statistics
 
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
@@ -313,7 +313,7 @@ class Learner:
                     raise untracked(name)
                 buffers[prefix + name] = params[prefix + TRACKED + name]
         inside = {name: p for name, p in params.items() if name in known}
-        foreign = bool(converted(module)) or misled(module)
+        foreign = bool(converted(module)) or misled(module) or drops(module)
         with statistics("running" if running else "batch", mask, foreign=foreign, seen=seen):
             out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -179,6 +180,10 @@ class _Foreign(TorchFunctionMode):
             return _layer_norm(*args, **kwargs)
         if func is F.instance_norm:
             return _instance_norm(*args, **kwargs)
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.multi_head_attention_forward:
+            return func(*args, **{**kwargs, "training": False})
         if func is not F.batch_norm:
             return func(*args, **kwargs)
         names = ("x", "mean", "var", "weight", "bias", "training", "momentum", "eps")
@@ -198,6 +203,16 @@ class _Foreign(TorchFunctionMode):
         return _by_batch(
             x, given.get("mean"), given.get("weight"), given.get("bias"), eps, channel=1
         )
+
+
+_DROPOUTS = (
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+)
 
 
 def _layer_norm(
@@ -230,6 +245,15 @@ def _all(mask: Tensor) -> bool:
     if mask.device.type != "cpu" or per_task(mask) or _get_current_dispatch_mode() is not None:
         return False
     return bool(mask.all())
+
+
+def drops(model: nn.Module) -> bool:
+    """Whether the model has layers of torch's that drop activations at random."""
+    return any(
+        (isinstance(module, _DropoutNd) and module.p > 0)
+        or (isinstance(module, nn.MultiheadAttention) and module.dropout > 0)
+        for module in model.modules()
+    )
 
 
 def misled(model: nn.Module) -> bool:
@@ -271,7 +295,8 @@ def statistics(
         source: "batch" (the rows of the forward pass) or "running" (the buffers
             of the layers; torch's layers without buffers use the batch).
         mask: shape (B,) bool, the rows that count; None for all.
-        foreign: whether the model holds torch.nn.BatchNorm layers, or is `misled`.
+        foreign: whether the model holds torch.nn.BatchNorm layers, is `misled`, or `drops`
+            activations, which are all kept then: random numbers are functions of keys.
         seen: takes the mean and variance, (C,) each, of every layer that used the
             batch's, under the id of the layer's buffer of running means.
     """

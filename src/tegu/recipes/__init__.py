@@ -257,6 +257,8 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe from plain data, as TOML or JSON hold it."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    learner = raw.get("learner")
+    learner_before = str((learner if isinstance(learner, dict) else {}).get("name", "reptile"))
     # Names first: another name drops the settings of the one before, whatever the order.
     ordered = sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name"))
     for key, value in ordered:
@@ -270,6 +272,8 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
         if name == "name" and value != table.get("name"):
             table.clear()  # another model or learner has other settings
         table[name] = value
+    if "train.outer_lr" not in (overrides or {}):
+        _take_outer_lr(raw, learner_before)
     for name in raw:
         if name not in {f.name for f in fields(Recipe)}:
             raise unknown("key", name, [f.name for f in fields(Recipe)])
@@ -291,6 +295,21 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     usual = LEARNERS[learner["name"]].network or source.network
     values["model"] = _named("model", "model", NETWORKS, usual, raw.get("model", {}))
     return Recipe(**values)
+
+
+def _take_outer_lr(raw: dict[str, Any], before: str) -> None:
+    """Another learner's usual outer step: that of a mean of weights is none of a gradient's."""
+    learner = raw.get("learner", {})
+    name = str(learner.get("name", before)) if isinstance(learner, dict) else before
+    if name == before or name not in LEARNERS:
+        return
+    data = raw.get("data", {})
+    source = SOURCES.get(str(data.get("name", "glyphs"))) if isinstance(data, dict) else None
+    numbers = source is not None and source.targets == "numbers"
+    usual = LEARNERS[name].start_numbers if numbers else LEARNERS[name].start
+    if "train.outer_lr" in usual:
+        _check_table("train", table := raw.setdefault("train", {}))
+        table["outer_lr"] = usual["train.outer_lr"]
 
 
 def alike(one: Any, other: Any) -> bool:

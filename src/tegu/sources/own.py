@@ -37,7 +37,13 @@ class Own(Images):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.path:  # a run is gone on with, and evaluated, from any folder
-            object.__setattr__(self, "path", str(Path(self.path).expanduser().absolute()))
+            try:
+                path = Path(self.path).expanduser()
+            except RuntimeError as failure:  # ~NAME of nobody here
+                raise InputError(
+                    f"data.path is {self.path}", "the path of your data", f"Check it: {failure}"
+                ) from failure
+            object.__setattr__(self, "path", str(path.absolute()))
 
     def place(self) -> Path:
         """The path, which was given.
