@@ -12,9 +12,10 @@ alphabets.
 Images are cropped to the ink and shrunk. Tasks of training come from one alphabet each, a
 turned alphabet being another one, and their images are turned, sheared and shifted at random.
 At test time each run is learnt and answered `--views` times under such changes, and the
-probabilities are averaged; `--views 0` leaves the images alone. Alphabets are made out of those
-of training by `--mirror`, and by `--mix`: its characters are pairs of characters, one over the
-other. An interval is that of the mean over training seeds.
+probabilities are averaged; `--views 0` leaves the images alone. The sets of
+five can be joined by alphabets made out of them, by `--mirror` and by `--mix`, whose characters
+are pairs of characters, one over the other; and by some of random strokes, `--scribbles`. An
+interval is that of the mean over training seeds.
 
 Trainings are kept under --run: one that was stopped goes on, and a finished one is not done again.
 """
@@ -37,6 +38,7 @@ from tegu import keys, recipes, report
 from tegu.datasets import ClassDataset, load_lake_runs, load_omniglot
 from tegu.datasets.augment import affine
 from tegu.datasets.omniglot import SHRINK
+from tegu.datasets.scribbles import load_scribbles
 from tegu.engine.precision import chosen
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
@@ -71,7 +73,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "conv4-pool": {"model.name": "conv4", "model.widths": [64] * 4, "model.pool": True},
 }
 # Part of a run's settings only where they are not these, so that older runs go on.
-USUAL = {"iterations": 0, "mirror": False, "mix": 0, "width_factor": 1.0}
+MORE = {"mirror": False, "mix": 0, "scribbles": 0}  # alphabets beside sets of five
+USUAL = {"iterations": 0, "width_factor": 1.0, **MORE}
 SOURCE = "Lake, Salakhutdinov, Tenenbaum (2019), The Omniglot challenge (unconfirmed)"
 T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 
@@ -102,6 +105,22 @@ def mirrored(data: ClassDataset) -> ClassDataset:
         counts=data.counts.repeat(2),
         class_names=(*data.class_names, *names),
         groups=torch.cat([data.groups, data.groups + data.groups.max() + 1]),
+    )
+
+
+def with_scribbles(data: ClassDataset, alphabets: int, drawers: int = 20) -> ClassDataset:
+    """Alphabets of random strokes beside those of people."""
+    if not alphabets:
+        return data
+    assert data.groups is not None
+    more = load_scribbles("meta_train", alphabets=alphabets, drawers=drawers)
+    assert more.groups is not None
+    return replace(
+        data,
+        examples=torch.cat([data.tensor, 255 - more.tensor]),
+        counts=torch.cat([data.counts, more.counts]),
+        class_names=data.class_names + more.class_names,
+        groups=torch.cat([data.groups, more.groups + data.groups.max() + 1]),
     )
 
 
@@ -231,7 +250,10 @@ def trained(
 ) -> tuple[Learner, Params, Progress]:
     """One training run; its seconds with it."""
     data = training_data(which, arguments.data_dir, arguments.shrink)
-    data = mixed(mirrored(data) if arguments.mirror else data, arguments.mix).to(arguments.device)
+    if which.startswith("small"):
+        data = mixed(mirrored(data) if arguments.mirror else data, arguments.mix)
+        data = with_scribbles(data, arguments.scribbles)
+    data = data.to(arguments.device)
     network = network_of(arguments.network, arguments.width_factor)
     learner = learner_of(name, seed, data.n_classes, network)
     learner.model.to(arguments.device)
@@ -263,7 +285,8 @@ def trained(
 
     asked = ("network", "shrink", "meta_batch", "outer_lr", "precision", "compile")
     recipe = {key: getattr(arguments, key) for key in asked} | OWN.get(name, {})
-    later = {key: getattr(arguments, key) for key in USUAL}
+    small = which.startswith("small")
+    later = {k: getattr(arguments, k) for k in USUAL if small or k not in MORE}
     recipe |= {key: value for key, value in later.items() if value != USUAL[key]}
     recipe |= {k: v for k, v in changes(arguments).items() if k != "fill"}
     run = Run(
@@ -325,6 +348,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--shift", type=float, default=0, help="of a side; 0 for the usual 0.02")
     parser.add_argument("--mirror", action="store_true", help="mirrored alphabets are others")
     parser.add_argument("--mix", type=int, default=0, help="alphabets of pairs, for each alphabet")
+    parser.add_argument("--scribbles", type=int, default=0, help="alphabets of random strokes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=3600, help="of each training")
     parser.add_argument("--iterations", type=int, default=0, help="end by them, not by seconds")

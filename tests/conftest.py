@@ -75,8 +75,9 @@ def _glyphs(split: str) -> ClassDataset:
 
 @pytest.fixture
 def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes take glyphs from eight classes a split, which nobody needs to draw."""
+    """Recipes take glyphs and scribbles from eight classes a split, which nobody needs to draw."""
     monkeypatch.setattr("tegu.sources.images.load_glyphs", _glyphs)
+    monkeypatch.setattr("tegu.sources.images.load_scribbles", lambda split, **_: _glyphs(split))
 
 
 @pytest.fixture(scope="session")

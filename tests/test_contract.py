@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tegu import keys
+from tegu.adapted import Adapted
 from tegu.datasets import CausalGraphs, Sinusoids
 from tegu.datasets.causal_pairs import CategoryPairs
 from tegu.datasets.classes import ClassDataset
@@ -28,7 +29,6 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import LEARNERS, FineTune, Learner
 from tegu.losses import squared_error, token_cross_entropy
-from tegu.meta import Adapted
 from tegu.models import (
     BatchNorm,
     MaskedMlps,

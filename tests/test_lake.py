@@ -47,6 +47,18 @@ def alphabets(*names: str, size: int = 20) -> ClassDataset:
     )
 
 
+def test_random_alphabets_join_those_of_people(lake: Any) -> None:
+    data = alphabets("Greek", "Latin", size=3)
+    found = lake.with_scribbles(data, 3)
+    assert found.n_classes == data.n_classes + 3 * 30
+    assert torch.equal(found.tensor[: len(data.tensor)], data.tensor)
+    assert found.groups.unique().tolist() == [0, 1, 2, 3, 4]
+    assert found.groups[data.n_classes :].tolist() == [2] * 30 + [3] * 30 + [4] * 30
+    ink = found.tensor[len(data.tensor) :].float().mean() / 255
+    assert 0.05 < ink < 0.25, "ink is 255, as in the data"
+    assert lake.with_scribbles(data, 0) is data
+
+
 def test_mirrored_alphabets_are_others(lake: Any) -> None:
     data = alphabets("Greek", "Latin", size=3)
     found = lake.mirrored(data)
@@ -136,13 +148,20 @@ def test_other_alphabets_are_asked_about(small: Any) -> None:
 @pytest.mark.parametrize("learner", ["matchingnet", "baseline"])
 def test_a_run_with_all_of_it(small: Any, tmp_path: Path, learner: str) -> None:
     words = "--iterations 2 --first-seed 3 --elastic 1.5 --degrees 20 --shear 0.2 --scale 0.1"
-    words += f" --shift 0.1 --mirror --mix 1 --learner {learner}"
+    words += f" --shift 0.1 --mirror --mix 1 --scribbles 1 --learner {learner}"
     made, recipe = started(small, tmp_path, *words.split())
     report.check(made)
     assert made["training"]["meta_iterations"] == 2
     assert {cell["protocol"]["split"] for cell in made["cells"]} == {"other background alphabets"}
     assert [cell["episodes"] for cell in made["cells"]] == [200, 200]
-    settings = {"iterations": 2, "mirror": True, "mix": 1, "width_factor": 0.125, "seed": 3}
+    settings = {
+        "iterations": 2,
+        "mirror": True,
+        "mix": 1,
+        "scribbles": 1,
+        "width_factor": 0.125,
+        "seed": 3,
+    }
     settings |= {"elastic": 1.5, "degrees": 20, "shear": 0.2, "scale": [0.9, 1.1], "shift": 0.1}
     assert recipe == recipe | settings
 

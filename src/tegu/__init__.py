@@ -5,6 +5,8 @@
 """
 
 from tegu import datasets, learners, losses, models
+from tegu.adapted import Adapted
+from tegu.arrays import grouped
 from tegu.datasets import (
     ClassDataset,
     GaussianProcesses,
@@ -17,6 +19,7 @@ from tegu.datasets import (
     load_glyphs,
     load_omniglot,
     load_packed,
+    load_scribbles,
     load_sentences,
     load_sounds,
     pack_folder,
@@ -29,7 +32,7 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.estimator import ReptileEstimator
 from tegu.learners import Learner, Reptile
-from tegu.meta import Adapted, MetaLearned, grouped, meta_train
+from tegu.meta import MetaLearned, meta_train
 from tegu.sampling import ClassBatches, FewShotTasks
 
 __version__ = "0.1.0"
@@ -59,6 +62,7 @@ __all__ = [
     "load_glyphs",
     "load_omniglot",
     "load_packed",
+    "load_scribbles",
     "load_sentences",
     "load_sounds",
     "losses",

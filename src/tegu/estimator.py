@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tegu.adapted import Adapted, described, fitting
+from tegu.arrays import grouped
 from tegu.datasets import ClassDataset
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.learners import Reptile
-from tegu.meta import Adapted, MetaLearned, described, fitting, grouped, meta_train
+from tegu.meta import MetaLearned, meta_train
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.adapted import Adapted, fitting, limits
+from tegu.arrays import MISFITS, misfit, read_inputs, read_labels
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -23,20 +22,11 @@ from tegu.engine.train import Progress, Settings
 from tegu.engine.train import meta_train as _meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Examples
-from tegu.errors import InputError, InputTypeError
+from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.learner import Learner, State
-from tegu.losses import (
-    cross_entropy,
-    gaussian,
-    measure_of,
-    moments,
-    regresses,
-    token_cross_entropy,
-)
+from tegu.learners.learner import Learner
+from tegu.losses import cross_entropy, measure_of, regresses, token_cross_entropy
 from tegu.sampling import ClassBatches, Tasks
-
-MISFITS = (RuntimeError, ValueError, IndexError)  # what a model says of inputs that it cannot take
 
 
 @dataclass(frozen=True)
@@ -75,12 +65,12 @@ class MetaLearned:
                 "a learner of classes, numbers or sequences",
                 "Pass your table to tegu.causal.find_direction, or to tegu.graphs.recover.",
             )
-        inputs = _inputs(x, "x")
+        inputs = read_inputs(x, "x")
         some = next(iter(self.params.values()))
         inputs = inputs.to(some.device, some.dtype)
         labels: tuple[Hashable, ...] = ()
         if regresses(self.learner.loss):
-            targets = _inputs(y, "y").to(inputs)
+            targets = read_inputs(y, "y").to(inputs)
             n = len(targets)
             if targets.ndim != 2:
                 raise InputError(
@@ -89,7 +79,7 @@ class MetaLearned:
                     "Pass y[:, None] where each input has one target.",
                 )
         else:
-            listed = _labels(y)
+            listed = read_labels(y)
             labels = tuple(dict.fromkeys(listed))
             n = len(listed)
             at = {label: i for i, label in enumerate(labels)}
@@ -118,7 +108,7 @@ class MetaLearned:
             except InputError:
                 raise  # the learner knows better what is wrong
             except MISFITS as failure:
-                raise _misfit(inputs, failure) from failure
+                raise misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
                 raise InputError(
                     f"y has {targets.shape[-1]} columns for a model of {width} targets",
@@ -135,7 +125,7 @@ class MetaLearned:
         return Adapted(learner, self.params, state, labels, 0 if labels else targets.shape[-1])
 
     def _adapt_to_sequences(self, x: Any, y: Any, seed: int) -> Adapted:
-        (kinds, longest), model = _limits(self.learner), self.learner.model
+        (kinds, longest), model = limits(self.learner), self.learner.model
         device = next(iter(self.params.values())).device
         commands = tokens.rows(x, "x", kinds=kinds, longest=longest)
         kinds, steps = getattr(model, "n_outputs", 0), getattr(model, "steps", 1)
@@ -158,14 +148,14 @@ class MetaLearned:
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
-        inputs = _inputs(x, "x").to(next(iter(self.params.values())))
+        inputs = read_inputs(x, "x").to(next(iter(self.params.values())))
         with torch.no_grad():
             try:
                 return self.learner.features(self.params, inputs)
             except InputError:
                 raise
             except MISFITS as failure:
-                raise _misfit(inputs, failure) from failure
+                raise misfit(inputs, failure) from failure
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
@@ -184,138 +174,6 @@ class MetaLearned:
     def load(cls, path: str | Path, learner: Learner) -> MetaLearned:
         """Reads a file of `save`, or a run's checkpoint, for a learner built alike."""
         return cls(learner, fitting(load_checkpoint(Path(path)).params, learner, where=path))
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A task that was learned: answers queries, with the caller's own labels."""
-
-    learner: Learner
-    params: Params = field(repr=False)
-    state: State = field(repr=False)
-    labels: tuple[Hashable, ...]
-    n_targets: int = 0  # D, where targets are numbers
-
-    def outputs(self, x: Any) -> Tensor:
-        """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
-        some = next(iter(self.params.values()))
-        if self.learner.loss is token_cross_entropy:
-            kinds, longest = _limits(self.learner)
-            inputs = tokens.rows(x, "x", kinds=kinds, longest=longest).to(some.device)
-        else:
-            inputs = _inputs(x, "x").to(some)
-        mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        with torch.no_grad():
-            try:
-                out = self.learner.predict(self.params, self.state, inputs, mask)
-            except InputError:
-                raise
-            except MISFITS as failure:
-                raise _misfit(inputs, failure) from failure
-        return out[:, : len(self.labels)] if self.labels else out
-
-    def predict(self, x: Any) -> Any:
-        """Labels of queries as a list, predictions (Q, D) of numbers, or rows of tokens."""
-        out = self.outputs(x)
-        if self.learner.loss is token_cross_entropy:
-            return [tokens.spoken(row) for row in out.argmax(-1).tolist()]
-        if self.labels:
-            return [self.labels[i] for i in out.argmax(-1).tolist()]
-        return moments(out, self.n_targets)[0] if self.learner.loss is gaussian else out
-
-    def predict_distribution(self, x: Any) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (Q, D) of each query's target.
-
-        Raises:
-            InputError: the learner's loss is not `tegu.losses.gaussian`.
-        """
-        if self.learner.loss is not gaussian:
-            raise InputError(
-                f"a distribution from {type(self.learner).__name__} with another loss",
-                "a learner whose loss is tegu.losses.gaussian",
-                "Meta-train with that loss, or take a neural process: cnp, np, anp or tnp.",
-            )
-        return moments(self.outputs(x), self.n_targets)
-
-    def predict_proba(self, x: Any) -> Tensor:
-        """Probabilities (Q, classes) in the order of `labels`; rows sum to 1.
-
-        Raises:
-            InputError: the task is not one of classes.
-        """
-        if not self.labels:
-            raise InputError(
-                f"probabilities from {type(self.learner).__name__} on a task without classes",
-                "a task of classes",
-                "Call predict, or predict_distribution.",
-            )
-        return self.outputs(x).softmax(-1)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the learned task to one file that answers by itself, whole or not at all.
-
-        Raises:
-            InputError: a label is neither text nor number, or the disk has no room.
-        """
-        for label in self.labels:
-            if not isinstance(label, (str, int, float)) and label is not None:
-                raise InputError(
-                    f"the label {label!r}, a {type(label).__name__}, in a file",
-                    "labels of text or numbers",
-                    "Adapt with names for them.",
-                )
-        tensors: Params = {}
-        told = {
-            "task": _numbered(self.state, tensors),
-            "labels": self.labels,
-            "n_targets": self.n_targets,
-        }
-        save_checkpoint(Path(path), Checkpoint(self.params, tensors, 0, 0, json.dumps(told), {}))
-
-    @classmethod
-    def load(cls, path: str | Path, learner: Learner) -> Adapted:
-        """Reads a file of `save`, for a learner built as the one that wrote it."""
-        saved = load_checkpoint(Path(path))
-        params = fitting(saved.params, learner, where=path)
-        device = next(iter(params.values())).device
-        with described(path, "learned task", "Adapted.save"):
-            told = json.loads(saved.recipe)
-            state = _filled(told["task"], {k: v.to(device) for k, v in saved.outer.items()})
-            labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
-        own = learner.for_ways(len(labels)) if labels else learner
-        return cls(own, params, state, labels, n_targets)
-
-
-@contextmanager
-def described(path: str | Path, what: str, made_by: str) -> Iterator[None]:
-    """Refuses a file whose description is not of what it was taken for."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, RecursionError) as failure:
-        raise InputError(
-            f"{path} holds no {what}",
-            f"a file of {made_by}",
-            "Read it with the load of what saved it: MetaLearned, Adapted or ReptileEstimator.",
-        ) from failure
-
-
-def _numbered(tree: Any, tensors: Params) -> Any:
-    """Nested dicts and tuples with numbers in place of their tensors, which `tensors` takes."""
-    if isinstance(tree, Tensor):
-        tensors[str(len(tensors))] = tree
-        return len(tensors) - 1
-    if isinstance(tree, dict):
-        return {name: _numbered(value, tensors) for name, value in tree.items()}
-    return [_numbered(value, tensors) for value in tree]
-
-
-def _filled(tree: Any, tensors: Params) -> Any:
-    """What `_numbered` was given."""
-    if isinstance(tree, int):
-        return tensors[str(tree)]
-    if isinstance(tree, dict):
-        return {name: _filled(value, tensors) for name, value in tree.items()}
-    return tuple(_filled(value, tensors) for value in tree)
 
 
 def meta_train(
@@ -429,67 +287,6 @@ def _check_tasks(learner: Learner, tasks: Tasks) -> None:
         )
 
 
-def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") -> ClassDataset:
-    """Examples and their labels as data of classes, class after class.
-
-    Args:
-        x: M examples: a tensor, array or nested list, shape (M, ...).
-        y: M labels of any hashable kind; classes come in the order of their first example.
-        name: what reports call it.
-        split: "meta_train", "meta_val" or "meta_test".
-
-    Raises:
-        InputError: numbers of examples and labels differ, or a number is NaN or infinite.
-
-    Example:
-        >>> data = grouped([[1.0], [2.0], [3.0]], ["b", "a", "b"])
-        >>> data.class_names, data.counts.tolist(), data.examples.flatten().tolist()
-        (('b', 'a'), [2, 1], [1.0, 3.0, 2.0])
-    """
-    examples, labels = _inputs(x, "x").to(torch.get_default_dtype()), _labels(y)
-    if len(examples) != len(labels):
-        raise InputError(
-            f"{len(examples)} examples and {len(labels)} labels",
-            "one label for each example",
-            "Check that x and y come from the same examples.",
-        )
-    at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    number = torch.tensor([at[label] for label in labels], device=examples.device)
-    return ClassDataset(
-        name,
-        split,
-        examples[number.argsort(stable=True)],
-        number.bincount(),
-        tuple(str(label) for label in at),
-    )
-
-
-def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
-    """The parameters, if they are those of the learner.
-
-    Args:
-        params: read from a file.
-        learner: built as it was when the file was written.
-        where: the file.
-
-    Raises:
-        InputError: names or shapes differ from the learner's.
-    """
-    expected = learner.init()
-    if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
-        raise InputError(
-            f"{where} holds other parameters than this learner has",
-            f"{len(expected)} tensors of the learner's own names and shapes",
-            "Build the learner and its model with the settings they were trained with.",
-        )
-    return {name: value.to(expected[name].device) for name, value in params.items()}
-
-
-def _limits(learner: Learner) -> tuple[int, int]:
-    """Kinds of tokens in a command, and words in the longest, where the model tells; else 0."""
-    return getattr(learner.model, "n_inputs", 0), getattr(learner.model, "reach", 0)
-
-
 def _named(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
@@ -502,67 +299,3 @@ def _describe(tasks: Tasks) -> dict[str, Any]:
         facts["data"] = [data.name, data.split, data.n_classes, len(data.examples)]
     # Two functions cannot be compared over two processes, but one and none can.
     return {**facts, "augment": True} if getattr(tasks, "augment", None) else facts
-
-
-def _inputs(x: Any, name: str) -> Tensor:
-    try:
-        tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(_packed(np.asarray(x)))
-    except (TypeError, ValueError) as failure:
-        raise InputTypeError(
-            f"{name} is a {type(x).__name__} that is no table of numbers",
-            "a tensor, an array or nested lists of equal length",
-            "Convert it first.",
-        ) from failure
-    if tensor.ndim < 1 or not len(tensor):
-        raise InputError(f"{name} is empty", "at least one example", "Pass some examples.")
-    if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
-    if not bool(tensor.isfinite().all()):
-        bad = int((~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero()[0])
-        raise InputError(
-            f"{name} holds NaN or infinity in row {bad}",
-            "finite numbers",
-            "Clean the data, or drop that row.",
-        )
-    return tensor
-
-
-def _packed(array: Any) -> Any:
-    """The array in an order that torch takes: it knows no negative strides."""
-    return np.ascontiguousarray(array) if array.ndim else array
-
-
-def _labels(y: Any) -> list[Hashable]:
-    listed = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else y
-    if not isinstance(listed, Iterable):
-        raise InputTypeError(
-            f"y is a {type(y).__name__}", "a label for each input", "Pass them in a list."
-        )
-    # Tensors hash by identity: two zeros would be two classes.
-    # numpy's numbers would be no labels of a file.
-    values = [
-        v.item() if isinstance(v, np.generic) or (isinstance(v, Tensor) and not v.ndim) else v
-        for v in listed
-    ]
-    for row, value in enumerate(values):
-        if not isinstance(value, Hashable) or isinstance(value, Tensor):
-            raise InputTypeError(
-                f"a label is a {type(value).__name__}", "hashable labels", "Use numbers or names."
-            )
-        try:
-            missing = bool(value != value)
-        except TypeError:  # pandas' NA is neither equal nor unequal
-            missing = True
-        if missing:
-            raise InputError(
-                f"y holds NaN in row {row}", "a label for each input", "Drop that row."
-            )
-    return values
-
-
-def _misfit(inputs: Tensor, failure: Exception) -> InputError:
-    return InputError(
-        f"x has shape {tuple(inputs.shape)}",
-        "inputs of the shape that the model was trained on",
-        f"Reshape them; the model said: {str(failure).splitlines()[0]}",
-    )

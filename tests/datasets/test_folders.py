@@ -19,7 +19,8 @@ from torch import Tensor
 import tegu
 from tegu import FewShotTasks
 from tegu.datasets import image_files, load_folder, load_packed, pack_folder
-from tegu.datasets.folders import Division, FileRows, classes_of
+from tegu.datasets.class_folders import Division, classes_of
+from tegu.datasets.folders import FileRows
 from tegu.datasets.image_files import Form
 from tegu.errors import InputError
 from tegu.sampling import ClassBatches

@@ -13,6 +13,7 @@ import torch
 
 from tegu import pictures as draw
 from tegu import recipes, report
+from tegu.adapted import fitting
 from tegu.commands.scoring import labelled, picture_cells, picture_fit, score
 from tegu.commands.shared import (
     Outcome,
@@ -33,7 +34,6 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS
-from tegu.meta import fitting
 
 CHECKPOINT = "checkpoint.safetensors"
 

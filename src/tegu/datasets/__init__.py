@@ -22,6 +22,7 @@ from tegu.datasets.packed import load_packed as load_packed
 from tegu.datasets.packed import write_packed as write_packed
 from tegu.datasets.scan_study import ScanStudy as ScanStudy
 from tegu.datasets.scan_tasks import Scan as Scan
+from tegu.datasets.scribbles import load_scribbles as load_scribbles
 from tegu.datasets.sentences import load_sentences as load_sentences
 from tegu.datasets.sentences import read_sentences as read_sentences
 from tegu.datasets.sinusoids import Sinusoids as Sinusoids

@@ -10,120 +10,26 @@ becomes is up to a `FileForm`: `image_files.Form`, or `sound_files.Spectrum` for
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tegu import keys
+from tegu.datasets.class_folders import SHARES, Division, FileForm, classes_of
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import Packable, write_packed
-from tegu.datasets.splits import SPLITS, check_split
+from tegu.datasets.splits import check_split
 from tegu.errors import InputError
 
-SHARES = (64, 16, 20)  # of the classes, in the proportion of miniImageNet
-DEEPEST = 16  # folders inside each other
 HELD = 256 << 20  # bytes of images that are read at once and kept, rather than read as needed
 CHUNK = 64  # files decoded side by side
-OTHERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
-
-
-class FileForm(Protocol):
-    """What every file becomes: bytes of one shape, (channels, size, size).
-
-    Attributes:
-        kind: what such a file is called.
-        suffixes: how its name may end, in small letters.
-        bytes: of one example.
-    """
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def suffixes(self) -> frozenset[str]: ...
-
-    @property
-    def channels(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-    def decode(self, file: str) -> Tensor:
-        """A file as uint8.
-
-        Raises:
-            InputError: it is none of the kind, damaged, or too large.
-        """
-        ...
-
-
-class Class(NamedTuple):
-    """A class of files.
-
-    Attributes:
-        name: path of its folder, without the split's.
-        group: the folder around it; "" for none.
-        files: their paths, in order of their names.
-    """
-
-    name: str
-    group: str
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Division:
-    """Which classes are used, and which split each belongs to where folders do not say so.
-
-    Args:
-        shares: of meta_train, meta_val and meta_test among the classes, in any unit.
-        seed: of the division. Who adds a class changes the split of a few others at most.
-        least: classes with fewer images are left out.
-    """
-
-    shares: tuple[int, ...] = SHARES
-    seed: int = 0
-    least: int = 1
-
-    def __post_init__(self) -> None:
-        if len(self.shares) != 3 or min(self.shares) < 0 or not sum(self.shares):
-            raise InputError(
-                f"shares {list(self.shares)}",
-                "three numbers, of meta_train, meta_val and meta_test, none below 0",
-                "Write [64, 16, 20], say.",
-            )
-
-    def parts(self, names: Sequence[str], sizes: Sequence[int]) -> dict[str, list[int]]:
-        """Numbers of the classes of each split, in order.
-
-        Classes are put into a random order, where each one's own name decides on its place,
-        and cut into three.
-        """
-        root = keys.key(self.seed, "classes of a folder")
-        marks = torch.tensor([zlib.crc32(os.fsencode(name)) for name in names])
-        order = keys.fold(root, marks).argsort(stable=True).tolist() if names else []
-        kept = [i for i in order if sizes[i] >= self.least] or order
-        total, parts, at, passed = sum(self.shares), {}, 0, 0
-        for split, share in zip(SPLITS, self.shares, strict=True):
-            passed += share
-            end = round(len(kept) * passed / total)
-            parts[split] = sorted(kept[at:end])
-            at = end
-        return parts
 
 
 def load_folder(
@@ -182,7 +88,11 @@ def load_files(
     folder = Path(path).expanduser()
     found = classes_of(folder, division, form)[split]
     if not found:
-        raise InputError(f"no class of {folder} is in {split}", "at least one", _more(division))
+        raise InputError(
+            f"no class of {folder} is in {split}",
+            "at least one",
+            f"Add classes, or change the shares, now {list(division.shares)}.",
+        )
     rows = FileRows([file for one in found for file in one.files], form, workers)
     groups = {one.group: 0 for one in found}
     numbers = {group: i for i, group in enumerate(groups)}
@@ -310,147 +220,6 @@ def _check_room(out: Path, needed: int) -> None:
             "room for all images",
             "Make room, choose another disk, or a smaller size.",
         )
-
-
-# Which classes there are
-
-
-def _layout(form: FileForm) -> str:
-    return f"one sub-folder for each class, with its {form.kind}s in it"
-
-
-def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, list[Class]]:
-    """The classes of each split, in order of their names.
-
-    Raises:
-        InputError: no folder, no files of the kind, or a layout that leaves open what the
-            classes are.
-    """
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
-    inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
-    divided = inside & set(SPLITS)
-    if divided and inside - divided:
-        raise InputError(
-            f"{folder} holds {sorted(divided)[0]} beside {sorted(inside - divided)[0]}",
-            "either meta_train, meta_val and meta_test, or classes",
-            "Move one or the other out.",
-        )
-    if inside and inside <= OTHERS:
-        raise InputError(
-            f"{folder} is divided into {' and '.join(sorted(inside))}",
-            "one sub-folder for each class, or meta_train, meta_val and meta_test with "
-            "different classes in each",
-            "Meta-learning is tested on classes that it has not seen: put all classes side by "
-            "side into one folder, and tegu divides them.",
-        )
-    if divided:
-        parts = {s: _walk(folder / s, form) if s in divided else [] for s in SPLITS}
-        _check_disjoint(folder, parts)
-    else:
-        classes = _walk(folder, form)
-        _check_side_by_side(folder, classes, form)
-        at = division.parts([c.name for c in classes], [len(c.files) for c in classes])
-        parts = {split: [classes[i] for i in rows] for split, rows in at.items()}
-    if not any(parts.values()):
-        raise InputError(
-            f"{folder} holds no {form.kind}s",
-            f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
-            "Check the path.",
-        )
-    kept = {s: [c for c in part if len(c.files) >= division.least] for s, part in parts.items()}
-    if not any(kept.values()):
-        most = max(len(one.files) for part in parts.values() for one in part)
-        raise InputError(
-            f"no class of {folder} has {division.least} {form.kind}s, the largest has {most}",
-            "at least one class that is large enough",
-            "Lower least.",
-        )
-    return kept
-
-
-def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> None:
-    """Refuses the same classes in folders for training and for tests."""
-    below: dict[str, set[str]] = {}
-    for one in classes:
-        top, _, rest = one.name.partition("/")
-        if rest and top in OTHERS:
-            below.setdefault(top, set()).add(rest)
-    for first, second in itertools.combinations(sorted(below), 2):
-        if both := below[first] & below[second]:
-            raise InputError(
-                f"the class '{min(both)}' of {folder} is in {first} and in {second}",
-                "one sub-folder for each class, or meta_train, meta_val and meta_test with "
-                "different classes in each",
-                "Meta-learning is tested on classes that it has not seen: put all "
-                f"{form.kind}s of a class into one folder, and tegu divides the classes.",
-            )
-
-
-def _walk(folder: Path, form: FileForm) -> list[Class]:
-    """All classes below a folder."""
-    found: list[Class] = []
-
-    def visit(place: Path, name: str, above: tuple[tuple[int, int], ...]) -> None:
-        stat = place.stat()
-        mark = stat.st_dev, stat.st_ino
-        if mark in above or len(above) > DEEPEST:
-            raise InputError(
-                f"{place} leads back into a folder around it"
-                if mark in above
-                else f"{place} lies {len(above)} folders deep",
-                f"{_layout(form)}, {DEEPEST} levels at most",
-                "Remove that link." if mark in above else f"Move the {form.kind}s up.",
-            )
-        files, folders = [], []
-        for entry in _entries(place):
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in form.suffixes:
-                files.append(entry.path)
-        if files and (folders or not name):
-            beside = f"folders such as {folders[0]}" if folders else "no sub-folder around it"
-            raise InputError(
-                f"the {form.kind} {files[0]} with {beside}",
-                _layout(form),
-                "Move it into its class's folder.",
-            )
-        if files:
-            found.append(Class(name, os.path.dirname(name), tuple(files)))
-        for other in folders:
-            visit(place / other, f"{name}/{other}" if name else other, (*above, mark))
-
-    visit(folder, "", ())
-    return found
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as failure:
-        raise InputError(
-            f"{folder} cannot be read: {failure.strerror}",
-            "folders that may be read",
-            "Change its permissions, or move it away.",
-        ) from failure
-    return sorted(shown, key=lambda entry: entry.name)
-
-
-def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:
-    seen: dict[str, str] = {}
-    for split, part in parts.items():
-        for one in part:
-            if seen.setdefault(one.name, split) != split:
-                raise InputError(
-                    f"the class '{one.name}' of {folder} is in {seen[one.name]} and in {split}",
-                    "different classes in each split, since tests are on unseen ones",
-                    "Move all its files into one of the two.",
-                )
-
-
-def _more(division: Division) -> str:
-    return f"Add classes, or change the shares, now {list(division.shares)}."
 
 
 # Files as rows

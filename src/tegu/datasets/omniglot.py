@@ -361,11 +361,11 @@ def _decode(data: bytes, size: int, shrink: str) -> Tensor:
         elif shrink == "mean":
             small = image.convert("L").resize((size, size), Image.Resampling.BOX)
         else:
-            small = _cropped(image.convert("L"), size)
+            small = cropped(image.convert("L"), size)
     return torch.from_numpy(np.array(small, dtype=np.uint8))[None]
 
 
-def _cropped(image: Image, size: int) -> Image:
+def cropped(image: Image, size: int) -> Image:
     """The square around the ink, which may reach beyond the paper."""
     from PIL import ImageOps
     from PIL.Image import Resampling

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tegu.datasets.class_folders import SHARES, Division
 from tegu.datasets.classes import ClassDataset
-from tegu.datasets.folders import SHARES, Division
 from tegu.datasets.splits import check_split
 from tegu.errors import InputError
 

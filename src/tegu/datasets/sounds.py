@@ -13,8 +13,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tegu.datasets.class_folders import SHARES, Division
 from tegu.datasets.classes import ClassDataset
-from tegu.datasets.folders import HELD, SHARES, Division, load_files, read_files
+from tegu.datasets.folders import HELD, load_files, read_files
 from tegu.datasets.sound_files import Spectrum
 
 

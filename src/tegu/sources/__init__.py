@@ -4,7 +4,7 @@ from tegu.sources.causal_graphs import CausalGraphs
 from tegu.sources.causal_pairs import CausalPairs
 from tegu.sources.gaussian_processes import GaussianProcesses
 from tegu.sources.grammars import Grammars
-from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot
+from tegu.sources.images import CifarFs, Fc100, Glyphs, Omniglot, Scribbles
 from tegu.sources.own import Folder, Packed, Sentences, Sounds
 from tegu.sources.scan import MutualExclusivity, Scan
 from tegu.sources.scan_study import ScanStudy
@@ -28,6 +28,7 @@ __all__ = [
     "Packed",
     "Scan",
     "ScanStudy",
+    "Scribbles",
     "Sentences",
     "Sinusoids",
     "Sounds",
@@ -52,6 +53,7 @@ SOURCES: dict[str, type[Source]] = {
         Packed,
         Scan,
         ScanStudy,
+        Scribbles,
         Sentences,
         Sinusoids,
         Sounds,

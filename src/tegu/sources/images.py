@@ -1,4 +1,4 @@
-"""Images of classes: glyphs, Omniglot, CIFAR-FS and FC100."""
+"""Images of classes: glyphs, scribbles, Omniglot, CIFAR-FS and FC100."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tegu.datasets import (
     load_fc100,
     load_glyphs,
     load_omniglot,
+    load_scribbles,
 )
 from tegu.datasets.augment import Augment, standard
 from tegu.errors import unknown
@@ -91,6 +92,39 @@ class Glyphs(Ink):
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
         return self.inked(load_glyphs(split))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scribbles(Ink):
+    """Alphabets of characters made of random strokes.
+
+    Args:
+        alphabets: of training; validation and tests have a fifth of it each.
+        characters: of an alphabet.
+        drawers: examples of a character.
+        seed: of everything drawn.
+    """
+
+    name: ClassVar[str] = "scribbles"
+    start: ClassVar[Mapping[str, Any]] = {"data.invert": True}
+
+    alphabets: int = 30
+    characters: int = 30
+    drawers: int = 20
+    seed: int = 0
+
+    def load(self, split: str, data_dir: Path | None) -> ClassDataset:
+        training = split == "meta_train"
+        alphabets = self.alphabets if training else max(1, self.alphabets // 5)
+        return self.inked(
+            load_scribbles(
+                split,
+                seed=self.seed,
+                alphabets=alphabets,
+                characters=self.characters,
+                drawers=self.drawers,
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

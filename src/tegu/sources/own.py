@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from tegu.datasets import ClassDataset, load_packed, load_sentences
 from tegu.datasets.augment import Augment, spectral
-from tegu.datasets.folders import SHARES, Division, FileForm, load_files
+from tegu.datasets.class_folders import SHARES, Division, FileForm
+from tegu.datasets.folders import load_files
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import read_index
 from tegu.datasets.sound_files import Spectrum

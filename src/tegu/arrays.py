@@ -1,0 +1,129 @@
+"""Arrays and labels as people bring them: read, and grouped by class."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tegu.datasets import ClassDataset
+from tegu.errors import InputError, InputTypeError
+
+MISFITS = (RuntimeError, ValueError, IndexError)  # what a model says of inputs that it cannot take
+
+
+def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") -> ClassDataset:
+    """Examples and their labels as data of classes, class after class.
+
+    Args:
+        x: M examples: a tensor, array or nested list, shape (M, ...).
+        y: M labels of any hashable kind; classes come in the order of their first example.
+        name: what reports call it.
+        split: "meta_train", "meta_val" or "meta_test".
+
+    Raises:
+        InputError: numbers of examples and labels differ, or a number is NaN or infinite.
+
+    Example:
+        >>> data = grouped([[1.0], [2.0], [3.0]], ["b", "a", "b"])
+        >>> data.class_names, data.counts.tolist(), data.examples.flatten().tolist()
+        (('b', 'a'), [2, 1], [1.0, 3.0, 2.0])
+    """
+    examples, labels = read_inputs(x, "x").to(torch.get_default_dtype()), read_labels(y)
+    if len(examples) != len(labels):
+        raise InputError(
+            f"{len(examples)} examples and {len(labels)} labels",
+            "one label for each example",
+            "Check that x and y come from the same examples.",
+        )
+    at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    number = torch.tensor([at[label] for label in labels], device=examples.device)
+    return ClassDataset(
+        name,
+        split,
+        examples[number.argsort(stable=True)],
+        number.bincount(),
+        tuple(str(label) for label in at),
+    )
+
+
+def read_inputs(x: Any, name: str) -> Tensor:
+    """A tensor (B, ...), floating, of a tensor, an array or nested lists.
+
+    Args:
+        x: what the user gave.
+        name: what errors call it.
+
+    Raises:
+        InputError: it is empty, no table of numbers, or holds NaN or infinity.
+    """
+    try:
+        tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(_packed(np.asarray(x)))
+    except (TypeError, ValueError) as failure:
+        raise InputTypeError(
+            f"{name} is a {type(x).__name__} that is no table of numbers",
+            "a tensor, an array or nested lists of equal length",
+            "Convert it first.",
+        ) from failure
+    if tensor.ndim < 1 or not len(tensor):
+        raise InputError(f"{name} is empty", "at least one example", "Pass some examples.")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.get_default_dtype())
+    if not bool(tensor.isfinite().all()):
+        bad = int((~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero()[0])
+        raise InputError(
+            f"{name} holds NaN or infinity in row {bad}",
+            "finite numbers",
+            "Clean the data, or drop that row.",
+        )
+    return tensor
+
+
+def _packed(array: Any) -> Any:
+    """The array in an order that torch takes: it knows no negative strides."""
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def read_labels(y: Any) -> list[Hashable]:
+    """Labels of any hashable kind, as a list.
+
+    Raises:
+        InputError: it is no list of labels, or one of them is missing.
+    """
+    listed = y.tolist() if isinstance(y, (Tensor, np.ndarray)) else y
+    if not isinstance(listed, Iterable):
+        raise InputTypeError(
+            f"y is a {type(y).__name__}", "a label for each input", "Pass them in a list."
+        )
+    # Tensors hash by identity: two zeros would be two classes.
+    # numpy's numbers would be no labels of a file.
+    values = [
+        v.item() if isinstance(v, np.generic) or (isinstance(v, Tensor) and not v.ndim) else v
+        for v in listed
+    ]
+    for row, value in enumerate(values):
+        if not isinstance(value, Hashable) or isinstance(value, Tensor):
+            raise InputTypeError(
+                f"a label is a {type(value).__name__}", "hashable labels", "Use numbers or names."
+            )
+        try:
+            missing = bool(value != value)
+        except TypeError:  # pandas' NA is neither equal nor unequal
+            missing = True
+        if missing:
+            raise InputError(
+                f"y holds NaN in row {row}", "a label for each input", "Drop that row."
+            )
+    return values
+
+
+def misfit(inputs: Tensor, failure: Exception) -> InputError:
+    """The error for inputs that a model cannot take, one of `MISFITS`."""
+    return InputError(
+        f"x has shape {tuple(inputs.shape)}",
+        "inputs of the shape that the model was trained on",
+        f"Reshape them; the model said: {str(failure).splitlines()[0]}",
+    )
