@@ -328,3 +328,9 @@ def test_bad_input_ends_with_code_2_and_no_picture(
     assert "what to do:" in said.err
     assert not said.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.csv"]
+
+
+def test_a_column_of_too_many_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.causal.LARGEST", 5)
+    with pytest.raises(InputError, match=r"a column of 6 different values as categories;.*most 5"):
+        find_direction(named(), **SMALL, kind="categories")

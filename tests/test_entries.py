@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tegu import recipes
 from tegu.entries import entry
 
@@ -24,6 +26,15 @@ def test_an_entry_of_an_earlier_version_is_kept(tmp_path: Path) -> None:
     file.write_text(json.dumps(earlier))
     assert entry(file, settings, make, recipes.alike)["number"] == 1
     assert entry(file, settings, make)["number"] == 2  # without recipes to tell
+
+
+def test_an_entry_too_large_is_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "one.json"
+    assert entry(file, {}, lambda: {"number": 1})["number"] == 1
+    monkeypatch.setattr("tegu.entries.LARGEST", 10)
+    assert entry(file, {}, lambda: {"number": 2})["number"] == 2
 
 
 def test_what_decides_how_fast_a_result_comes_does_not_count() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tegu.datasets.classes import ClassDataset
+from tegu.datasets import (
+    CategoryPairs,
+    CausalGraphs,
+    ClassDataset,
+    ContinuousPairs,
+    GaussianProcesses,
+    Grammars,
+    MutualExclusivity,
+    Scan,
+    ScanStudy,
+    Sinusoids,
+    SyntheticTables,
+)
 from tegu.errors import InputError
-from tegu.sampling import ClassBatches, FewShotTasks
+from tegu.sampling import ClassBatches, FewShotTasks, Tasks
 
 
 @pytest.fixture
@@ -380,3 +393,45 @@ def test_a_draw_makes_nothing_as_large_as_the_classes_are_many(kind: str) -> Non
     with Watch():
         tasks.episodes(torch.arange(3))
     assert 0 < largest < 10_000
+
+
+def in_groups(numbered: ClassDataset) -> ClassDataset:
+    return replace(numbered, groups=torch.tensor([0, 0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda data: ClassBatches(data, 7), "aa129a03a76a1d95"),
+        (lambda data: FewShotTasks(in_groups(data), 2, 1, 1, within=True), "a9c699fb110f3848"),
+        (lambda _: Scan("add-jump", "meta_train"), "570c6e1665dfc0b8"),
+        (lambda _: ScanStudy("add-jump", "meta_train"), "783b08b35f1e53b7"),
+        (lambda _: MutualExclusivity("meta_train"), "be2c1cfdf1a73236"),
+        (lambda _: Grammars("meta_train"), "8655b261e68bda61"),
+    ],
+)
+def test_tasks_of_every_source_are_what_they_were(
+    numbered: ClassDataset, make: Callable[[ClassDataset], Tasks], expected: str
+) -> None:
+    batch = make(numbered).episodes(torch.tensor([0, 1, 77, 10**12]))
+    assert digest(*batch.support, *batch.query) == expected
+
+
+@pytest.mark.parametrize(
+    ("make", "sums"),
+    [
+        (Sinusoids, (-12.39045, 32.92368, 66.78148)),
+        (GaussianProcesses, (4.763566, 10.41472, 15.06336)),
+        (SyntheticTables, (-7.059237, 537, 242)),
+        (CategoryPairs, (685, 685, 8913)),
+        (ContinuousPairs, (305.9206, 305.9206, -1329.400)),
+        (CausalGraphs, (1335, 0, 0)),
+    ],
+)
+def test_numbers_of_every_source_are_what_they_were(
+    make: Callable[[], Tasks], sums: tuple[float, float, float]
+) -> None:
+    """By their sums: in other versions and on other processors the last digits may differ."""
+    support, query = make().episodes(torch.tensor([0, 1, 77, 10**12]))
+    found = [float(x.double().sum()) for x in (support.x, support.y, query.y)]
+    assert found == pytest.approx(sums, rel=1e-3, abs=1e-3)

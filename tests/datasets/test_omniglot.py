@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import random
+import re
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -321,6 +323,15 @@ def test_an_archive_that_unpacks_to_too_much(small: Path, monkeypatch: pytest.Mo
 def test_an_archive_of_too_many_members(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "_MAX_MEMBERS", 30)
     refused(r"cannot be read \(it lists 40 members\)", small)
+
+
+def test_a_tar_of_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "many.tar.gz", "w:gz") as archive:
+        for number in range(5):
+            archive.addfile(tarfile.TarInfo(f"{number}.txt"), io.BytesIO())
+    monkeypatch.setattr(archives, "_MAX_MEMBERS", 4)
+    with pytest.raises(InputError, match=r"it lists over 4 members"):
+        archives.read_members(tmp_path / "many.tar.gz", re.compile("none"), "https://example.org")
 
 
 def test_members_that_point_elsewhere_are_ignored(small: Path, files: dict[str, bytes]) -> None:

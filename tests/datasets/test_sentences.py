@@ -143,6 +143,12 @@ def test_vectors_say_what_is_in_a_text() -> None:
     assert float(tegu.read_sentences(["Lost MY card"], size=1024)[0] @ a) > 0.99 * 1024
 
 
+def test_a_text_is_read_up_to_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sentences, "LONGEST", 9)
+    long, short = tegu.read_sentences(["one two three", "one two t"], size=64)
+    assert torch.equal(long, short)
+
+
 def test_many_texts_are_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"text {i}" for i in range(7)]
     whole = tegu.read_sentences(texts, size=64)
