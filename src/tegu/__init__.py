@@ -33,6 +33,7 @@ from tegu.errors import InputError
 from tegu.estimator import ReptileEstimator
 from tegu.learners import Learner, Reptile
 from tegu.meta import MetaLearned, meta_train
+from tegu.runs import load_run
 from tegu.sampling import ClassBatches, FewShotTasks
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ __all__ = [
     "load_glyphs",
     "load_omniglot",
     "load_packed",
+    "load_run",
     "load_scribbles",
     "load_sentences",
     "load_sounds",

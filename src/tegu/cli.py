@@ -21,6 +21,7 @@ COMMANDS = {
     "quickstart": "see meta-learning work, in about three minutes and with nothing to download",
     "train": "meta-learn from a recipe, or from settings of your own",
     "evaluate": "learn unseen tasks with what a run meta-learned, and score them",
+    "predict": "learn a task from your files with what a run meta-learned, and name other files",
     "reproduce": "train and evaluate a recipe from start to end",
     "leaderboard": "compare all learners of classes at one budget",
     "compare": "put two learners or more side by side: ease, speed, accuracy, growth",
@@ -38,6 +39,8 @@ examples:
   tegu train --learner protonet --data omniglot --data-dir ~/data --run runs/omniglot
   tegu train reptile-glyphs --run runs/mine --resume
   tegu evaluate runs/mine --episodes 2000 --json
+  tegu predict runs/photos few-examples new/*.jpg --save birds.safetensors
+  tegu predict runs/photos birds.safetensors more/*.jpg --json
   tegu reproduce reptile-omniglot-5way
   tegu leaderboard --data glyphs --seconds 60
   tegu bench reptile-omniglot-5way --data-dir ~/data
@@ -46,8 +49,9 @@ examples:
   tegu train --learner protonet --data folder --set data.path=photos --run runs/photos
   tegu pack photos photos-84 --size 84
 
-Every setting of a recipe can be replaced with --set SECTION.KEY=VALUE; `tegu recipes NAME`
-shows them all. Results go to standard output, everything else to standard error.
+Every setting of a recipe but evaluate.cells can be replaced with --set SECTION.KEY=VALUE;
+`tegu recipes NAME` shows them all. Results go to standard output, everything else to standard
+error.
 `torchrun --nproc-per-node N -m -- tegu ...` splits train, evaluate and reproduce over N processes.
 Exit codes: 0 done, 2 bad input, 130 or 143 stopped (train, reproduce and quickstart go on with
 --resume).
@@ -142,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = made["evaluate"]
     evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
+    _predict(made["predict"])
     _bench(made["bench"])
     _leaderboard(made["leaderboard"])
     _compare(made["compare"])
@@ -150,6 +155,26 @@ def _parser() -> argparse.ArgumentParser:
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
     made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     return parser
+
+
+def _predict(one: argparse.ArgumentParser) -> None:
+    one.add_argument("run", type=Path, metavar="RUN", help="folder of a run on data of yours")
+    one.add_argument(
+        "task",
+        type=Path,
+        metavar="TASK",
+        help="a few examples of each class: a folder with a sub-folder for each, or a table of "
+        "texts and labels; or a task that --save kept",
+    )
+    one.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="what to name; for texts, a file with one in each line",
+    )
+    one.add_argument("--save", type=Path, metavar="FILE", help="keep the task in FILE.safetensors")
+    _defaulted(one, ("--device", str, "cpu", "cpu or cuda"))
 
 
 def _bench(one: argparse.ArgumentParser) -> None:
@@ -427,7 +452,7 @@ def _run(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     handler = commands.COMMANDS[arguments.command]
     try:
-        if arguments.command in ("causal", "pack", "recipes", "info"):
+        if arguments.command in ("causal", "pack", "predict", "recipes", "info"):
             document, text = handler(arguments)
         elif arguments.command in ("leaderboard", "compare"):
             document, text = handler(arguments, {})

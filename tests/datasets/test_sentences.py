@@ -165,7 +165,7 @@ def test_sizes_that_are_refused(size: int) -> None:
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     sentences._hashers.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
-    with pytest.raises(InputError, match=r"pip install 'tegu\[text\]'"):
+    with pytest.raises(InputError, match=r"pip install scikit-learn"):
         tegu.read_sentences(["a"])
     with pytest.raises(InputError, match="no texts"):
         tegu.read_sentences([])

@@ -102,3 +102,24 @@ def test_more_shots_keep_the_wave() -> None:
 def test_bad_requests(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text):
         Sinusoids(**settings)
+
+
+def test_waves_of_other_lengths() -> None:
+    """Amplitude, phase and points are as without; only how fast a wave goes is drawn, too."""
+    index = torch.arange(400)
+    plain, other = (Sinusoids(n_shot=4, frequency=f) for f in ((1.0, 1.0), (0.8, 1.2)))
+    one, two = (data.episodes(index).support for data in (plain, other))
+    assert torch.equal(one.x, two.x)
+    assert not torch.equal(one.y, two.y)
+    amplitude, phase = plain.waves(index)
+    x, y = two.x[..., 0].double(), two.y[..., 0].double()
+    tries = torch.linspace(0.8, 1.2, 4001, dtype=torch.float64)
+    off = amplitude[..., None] * torch.sin(tries * x[..., None] + phase[..., None]) - y[..., None]
+    best = off.square().sum(1)
+    assert float(best.amin(-1).max()) < 1e-5
+    found = tries[best.argmin(-1)]
+    assert float(found.mean()) == pytest.approx(1.0, abs=0.02)
+    assert 0.8 <= float(found.min()) < 0.81
+    assert 1.19 < float(found.max()) <= 1.2
+    with pytest.raises(InputError, match="the range of frequency is"):
+        Sinusoids(frequency=(1.2, 0.8))

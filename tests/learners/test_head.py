@@ -408,3 +408,19 @@ def test_a_layer_in_the_middle_is_reached_through_those_before_it() -> None:
     learner = ProtoNet(model=model, body="1")
     x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3)
     torch.testing.assert_close(learner.features(learner.init(), x), model[1](model[0](x)))
+
+
+def test_distances_far_from_zero_lose_no_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, 640, generator=generator) for n in (6, 4))
+    expected = (a[:, None].double() - b.double()).square().sum(-1)
+    for shift in (0.0, 1000.0):
+        moved = [(x + shift) for x in (a, b)]
+        exact = (moved[0][:, None].double() - moved[1].double()).square().sum(-1)
+        found = squared_distances(*moved)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1.0)
+    x = torch.randn(3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(squared_distances, (x, y))
+    assert torch.autograd.gradgradcheck(squared_distances, (x, y))

@@ -93,7 +93,7 @@ def test_equal_rates_are_maml(episodes: Episode) -> None:
 
 
 def test_initial_rates() -> None:
-    first, again, other = (learner(rate_seed=seed).init() for seed in (0, 0, 1))
+    first, again, other = (learner(initial="uniform", rate_seed=n).init() for n in (0, 0, 1))
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     rates = torch.cat([p.flatten() for name, p in first.items() if name.startswith("rates/")])
     assert len(rates) == 16
@@ -102,6 +102,14 @@ def test_initial_rates() -> None:
     assert 0.07 < float(rates.max()) < 0.1
     assert not torch.equal(first["rates/body.1.bias"], other["rates/body.1.bias"])
     assert torch.equal(first["body.1.bias"], other["body.1.bias"])
+    ones = [learner(initial="one", rate_seed=seed).init() for seed in (0, 0, 1)]
+    drawn = [
+        torch.cat([p.flatten() for name, p in one.items() if name.startswith("rates/")]).unique()
+        for one in ones
+    ]
+    assert [len(rates) for rates in drawn] == [1, 1, 1]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(0.005 <= float(rate) < 0.1 for rate in drawn)
     same = learner(initial="same", inner_lr=0.25).init()
     assert same["rates/head.weight"].tolist() == [[0.25] * 5]
 

@@ -51,3 +51,20 @@ def test_an_empty_input_has_finite_derivatives_under_vmap() -> None:
 def test_as_a_network_of_recipes(outputs: int, width: int) -> None:
     model = NETWORKS["weighted"](view=4).build(Inputs("vectors", (12,)), outputs, seed=0)
     assert model(inputs()).shape == (5, width)
+
+
+def test_an_empty_input_has_finite_derivatives_of_second_order() -> None:
+    model = Weighted(8, 3, view=4).double()
+    params = dict(model.named_parameters())
+    x = torch.rand(3, 8, dtype=torch.float64)
+    x[1] = 0
+
+    def loss(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return functional_call(model, values, (x,)).square().sum()
+
+    def of_the_gradient(values: dict[str, torch.Tensor]) -> torch.Tensor:
+        return sum(g.square().sum() for g in grad(loss)(values).values())
+
+    found = grad(of_the_gradient)(params)
+    assert all(bool(g.isfinite().all()) for g in found.values())
+    assert any(bool(g.any()) for g in found.values())

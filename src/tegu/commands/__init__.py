@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tegu.commands.contests import bench_recipe, compare_learners, leaderboard
+from tegu.commands.predictions import predict
 from tegu.commands.quickstart import quickstart
 from tegu.commands.runs import evaluate_run, info, list_recipes, reproduce, train
 from tegu.commands.shared import Outcome
@@ -14,6 +15,7 @@ COMMANDS: dict[str, Callable[..., Outcome]] = {
     "quickstart": quickstart,
     "train": train,
     "evaluate": evaluate_run,
+    "predict": predict,
     "reproduce": reproduce,
     "leaderboard": leaderboard,
     "compare": compare_learners,

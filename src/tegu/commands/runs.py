@@ -24,18 +24,17 @@ from tegu.commands.shared import (
     training_of,
 )
 from tegu.console import bar, say, training
-from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.precision import half_pays
 from tegu.engine.profile import Watch
-from tegu.engine.run import LARGEST, Run, read_metrics
+from tegu.engine.run import read_metrics
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS
-
-CHECKPOINT = "checkpoint.safetensors"
+from tegu.runs import CHECKPOINT, checkpoint_of, recipe_of
+from tegu.sources import Source
 
 
 def train(
@@ -68,7 +67,10 @@ def train(
     if watch:
         document["profile"] = report.profile_document(watch)
         text += ["", report.profile(watch), ""]
-    return document, "\n".join([*text, f"next: tegu evaluate {folder}"])
+    text.append(f"next: tegu evaluate {folder}")
+    if type(job.recipe.data).read is not Source.read:
+        text.append(f"or:   tegu predict {folder} EXAMPLES FILE, for files of yours")
+    return document, "\n".join(text)
 
 
 def reproduce(
@@ -130,7 +132,7 @@ def evaluate_run(
     """Scores what a run has meta-learned so far."""
 
     def read() -> tuple[dict[str, Any], tuple[Params, ...]]:
-        recipe = _recipe_of(arguments.run)
+        recipe = recipe_of(arguments.run)
         # Where data lie may change, and new classes may lie there.
         free = ["data.path", *(f"learner.{name}" for name in _later(recipe))]
         for key in overrides:
@@ -141,7 +143,7 @@ def evaluate_run(
                     "in training",
                     "Train another run with it.",
                 )
-        checkpoint = _checkpoint_of(arguments.run, recipe)
+        checkpoint = checkpoint_of(arguments.run, recipe)
         told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
         training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
         training["meta_iterations"] = checkpoint.iteration
@@ -171,8 +173,8 @@ def evaluate_run(
 
 def info(arguments: argparse.Namespace) -> Outcome:
     """What a run folder holds."""
-    plain = _recipe_of(arguments.run)
-    recipe, checkpoint = recipes.parse(plain), _checkpoint_of(arguments.run, plain)
+    plain = recipe_of(arguments.run)
+    recipe, checkpoint = recipes.parse(plain), checkpoint_of(arguments.run, plain)
     metrics = read_metrics(arguments.run / "metrics.jsonl")
     names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
     weights = sum(v.numel() for k, v in checkpoint.params.items() if "/" not in k)
@@ -249,34 +251,6 @@ def _converted(job: Job) -> list[str]:
     from tegu.models.norm import converted
 
     return converted(job.learner.model)
-
-
-def _recipe_of(run: Path) -> dict[str, Any]:
-    file = run / "recipe.json"
-    if not file.is_file() or file.stat().st_size > LARGEST:
-        raise InputError(
-            f"{run} holds no run", "a folder that `tegu train` has made", "Check the path."
-        )
-    try:
-        plain = json.loads(file.read_text())
-        if not isinstance(plain, dict) or "learner" not in plain:
-            raise ValueError
-    except (ValueError, RecursionError):
-        raise InputError(
-            f"{file} is no recipe", "the settings that a run has written", "Train the run again."
-        ) from None
-    return plain
-
-
-def _checkpoint_of(run: Path, recipe: dict[str, Any]) -> Checkpoint:
-    checkpoint = load_checkpoint(run / CHECKPOINT)
-    if checkpoint.recipe != Run(run, recipe).digest():
-        raise InputError(
-            f"{run / CHECKPOINT} belongs to other settings than {run / 'recipe.json'}",
-            "the two files that one run has written",
-            "Put the right one back, or train the run again.",
-        )
-    return checkpoint
 
 
 def _inline(value: Any) -> str:

@@ -182,6 +182,23 @@ def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> N
             )
 
 
+def class_files(folder: Path, form: FileForm) -> list[Class]:
+    """All classes of a folder, in order of their names, in no split.
+
+    Raises:
+        InputError: there is no such folder, no class in it, or files lie where none belong.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
+    if not (found := _walk(folder, form)):
+        raise InputError(
+            f"{folder} holds no {form.kind}s",
+            f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
+            "Check the path.",
+        )
+    return found
+
+
 def _walk(folder: Path, form: FileForm) -> list[Class]:
     """All classes below a folder."""
     found: list[Class] = []

@@ -84,8 +84,8 @@ class MutualExclusivity:
         return every[:held] if self.split == "meta_test" else every[held:]
 
     def episodes(self, index: Tensor) -> Episode:
-        """Episodes number `index`, shape (T,) int64, as one batch on its device."""
-        at = keys.fold(keys.key(self.seed, "mutual-exclusivity", self.split), index)
+        """Episodes number `index`, shape (T,) int64, as one batch on the processor."""
+        at = keys.fold(keys.key(self.seed, "mutual-exclusivity", self.split), index.cpu())
         orders, n, q = self.orders(), self.n_words, self.n_query
         means = orders[(keys.uniform(keys.fold(at, 1), 1)[:, 0] * len(orders)).long()]  # (T, 4)
         shown = keys.permutation(keys.fold(at, 2), n)[:, :-1, None]  # (T, 3, 1)

@@ -101,12 +101,13 @@ class ScanStudy:
         return len(_pairs(self.task, "test").x)
 
     def episodes(self, index: Tensor) -> Episode:
-        """Episodes number `index`, shape (T,) int64, as one batch on its device.
+        """Episodes number `index`, shape (T,) int64, as one batch on the processor.
 
         Returns:
             Commands (T, S, 9) and actions (T, S, M), int64; every row real.
         """
-        root = keys.key(self.seed, "scan study", self.task, self.split, device=index.device)
+        index = index.cpu()
+        root = keys.key(self.seed, "scan study", self.task, self.split)
         at = keys.fold(root, index)
         train = _pairs(self.task, "train")
         short = ((train.y != PAD).sum(-1) <= self.shown + 1).nonzero()[:, 0]

@@ -154,14 +154,13 @@ class Scan:
         return len(self._file("test").x)
 
     def episodes(self, index: Tensor) -> Episode:
-        """Episodes number `index`, shape (T,) int64, as one batch on its device.
+        """Episodes number `index`, shape (T,) int64, as one batch on the processor.
 
         Returns:
             Commands (T, S, L) and actions (T, S, M), int64; every row real.
         """
-        at = keys.fold(
-            keys.key(self.seed, "scan", self.task, self.split, device=index.device), index
-        )
+        index = index.cpu()
+        at = keys.fold(keys.key(self.seed, "scan", self.task, self.split), index)
         support, query = self._sources
         if self.split == "meta_test":
             asked = (index[:, None] * self.n_query + torch.arange(self.n_query)) % len(query.x)

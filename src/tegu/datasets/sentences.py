@@ -119,6 +119,18 @@ def read_sentences(texts: Iterable[str], *, size: int = 2048) -> Tensor:
     return torch.from_numpy(out * np.float32((size / 2) ** 0.5))
 
 
+def read_lines(file: Path) -> list[str]:
+    """The texts of a file that has one in each line; blank lines are passed over.
+
+    Raises:
+        InputError: there is no such file, no text in it, or it is too large or not in UTF-8.
+    """
+    found = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"{file} holds no text", "a text in each line", "Check the path.")
+    return found
+
+
 def read_texts(file: Path, *, text: str = "", label: str = "") -> Iterator[tuple[str, str]]:
     """The texts of a file with their labels; see `load_sentences`."""
     rows = _lines(file) if file.suffix.lower() == ".jsonl" else _cells(file)
@@ -161,7 +173,7 @@ def _hashers(size: int) -> tuple[Any, Any]:
         raise InputError(
             "texts, and no scikit-learn to read them with",
             "tegu with its extra for texts",
-            "Run: pip install 'tegu[text]'",
+            "Run: pip install scikit-learn",
         ) from failure
     return (
         HashingVectorizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -16,7 +17,7 @@ from tegu.errors import InputError
 
 @dataclass(frozen=True)
 class Sinusoids:
-    """Tasks y = amplitude * sin(x + phase), a new wave in each episode.
+    """Tasks y = amplitude * sin(frequency * x + phase), a new wave in each episode.
 
     Args:
         split: "meta_train", "meta_val" or "meta_test"; their waves differ.
@@ -29,6 +30,7 @@ class Sinusoids:
         phase: range, radians. Nichol et al. draw from (0, 2 pi), the default;
             Finn et al. from (0, pi), half as many waves: name yours with a figure.
         x: range of inputs.
+        frequency: range; the default is 1 for all waves.
 
     Raises:
         InputError: an unknown split, a count below 1, or a range that is not two
@@ -52,15 +54,17 @@ class Sinusoids:
     amplitude: tuple[float, float] = (0.1, 5.0)
     phase: tuple[float, float] = (0.0, 2 * math.pi)
     x: tuple[float, float] = (-5.0, 5.0)
+    frequency: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         check_split(self.split)
         for name in ("n_shot", "n_query"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}", "1 or more", f"Raise {name}.")
-        for name in ("amplitude", "phase", "x"):
+        for name in ("amplitude", "phase", "x", "frequency"):
             given = tuple(getattr(self, name))
-            if len(given) != 2 or not (all(map(math.isfinite, given)) and given[0] < given[1]):
+            ordered = operator.le if name == "frequency" else operator.lt
+            if len(given) != 2 or not (all(map(math.isfinite, given)) and ordered(*given)):
                 raise InputError(
                     f"the range of {name} is {given}",
                     "two finite numbers, the lower first",
@@ -86,6 +90,8 @@ class Sinusoids:
         """
         amplitude, phase = self.waves(index)
         at = self._keys(index)
+        low, high = self.frequency
+        frequency = keys.uniform(keys.fold(at, 5), 1, low, high) if low < high else low
         support = keys.uniform(keys.fold(at, 3), self.n_shot, *self.x)
         if self.grid_query:
             grid = torch.linspace(*self.x, self.n_query, dtype=torch.float64, device=index.device)
@@ -95,7 +101,7 @@ class Sinusoids:
         dtype = torch.get_default_dtype()
         halves = []
         for x in (support, query):
-            y = amplitude * torch.sin(x + phase)
+            y = amplitude * torch.sin(frequency * x + phase)
             mask = torch.ones_like(x, dtype=torch.bool)
             halves.append(Examples(x.unsqueeze(-1).to(dtype), y.unsqueeze(-1).to(dtype), mask))
         return Episode(*halves)

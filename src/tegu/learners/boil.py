@@ -27,9 +27,8 @@ class Boil(Maml):
     `Maml`, and the inner step size that of the published code.
 
     Reference:
-        arXiv:2008.08882. Differs from the paper: nowhere. Differs from the code published
-        with it: after meta-training, that normalises queries by running means, and this
-        as `normalisation` says.
+        arXiv:2008.08882. Differs from the paper: the outer loss is the mean over tasks, as in
+        `Maml`. The code published with it normalises queries together: "transductive".
     """
 
     name: ClassVar[str] = "boil"

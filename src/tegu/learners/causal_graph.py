@@ -9,7 +9,7 @@ models from unknown interventions, arXiv:1910.01075. What is meta-learned:
 Phase 1 (`fit`): theta follows observational data, under graphs c drawn from sigma(gamma).
 Phase 2 (`predict`): after an intervention, the variable whose log-likelihood fell most is
 taken for the one that was changed. Phase 3 (`score`): graphs drawn from sigma(gamma) are
-scored by the log-likelihoods L_i of all other variables, and gamma descends
+scored by the likelihoods L_i of all other variables, and gamma descends
 
     g[i, j] = sum_c (sigma(gamma[i, j]) - c[i, j]) L_i(c) / sum_c L_i(c)
 

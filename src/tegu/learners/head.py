@@ -145,6 +145,9 @@ def class_means(features: Tensor, member: Tensor) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances: (Q, D) and (N, D) to (Q, N).
 
-    By the products of the vectors, without a tensor of their differences.
+    By the products of the vectors, without a tensor of their differences; from their middle, so
+    that features far from 0 lose no digits.
     """
+    middle = b.mean(0, keepdim=True).detach()  # moves all alike: it has no gradient
+    a, b = a - middle, b - middle
     return (a.square().sum(-1)[:, None] - 2 * a @ b.T + b.square().sum(-1)).clamp(min=0)

@@ -106,7 +106,8 @@ class IMaml(FineTune):
         damping: added to lambda in (I + H / lambda)^-1. Where H has eigenvalues many
             times lambda, and negative ones, as with batch normalisation, a few steps of
             conjugate gradients make noise without it. The published code's matrix is, for
-            a lambda of 2 and up to a factor that Adam does not notice, that of 22.
+            a lambda of 2 and up to a factor, that of 22; of the factor Adam notices little (its
+            epsilon is 1e-3 there).
 
     The other settings are those of `FineTune`, here with SGD on the whole support set.
     Without damping the gradient is exact where inner loop and solver have converged;

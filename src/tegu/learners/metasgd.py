@@ -32,8 +32,9 @@ class MetaSgd(Maml):
     """Meta-SGD with any number of steps, all at the same learned rates.
 
     Args:
-        initial: "uniform": rates start between `lowest_rate` and `highest_rate`, each
-            weight's own; "same": all start at `inner_lr`.
+        initial: "one": all rates start at one number, drawn between `lowest_rate` and
+            `highest_rate`; "uniform": each weight's is a draw of its own; "same": all start
+            at `inner_lr`.
         lowest_rate: least initial rate.
         highest_rate: largest initial rate.
         rate_seed: of the initial rates.
@@ -52,7 +53,7 @@ class MetaSgd(Maml):
         key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
     }
 
-    initial: str = "uniform"
+    initial: str = "one"
     lowest_rate: float = 0.005
     highest_rate: float = 0.1
     rate_seed: int = 0
@@ -60,8 +61,8 @@ class MetaSgd(Maml):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.initial not in ("uniform", "same"):
-            raise unknown("way to start the rates", self.initial, ["uniform", "same"])
+        if self.initial not in ("one", "uniform", "same"):
+            raise unknown("way to start the rates", self.initial, ["one", "uniform", "same"])
         if not 0 <= self.lowest_rate <= self.highest_rate < float("inf"):
             raise InputError(
                 f"rates from {self.lowest_rate} to {self.highest_rate}",
@@ -80,11 +81,18 @@ class MetaSgd(Maml):
         weights = super().init()
         return {**weights, **{RATES + name: self._rates(name, w) for name, w in weights.items()}}
 
+    @property
+    def _range(self) -> tuple[float, float]:
+        return self.lowest_rate, self.highest_rate
+
     def _rates(self, name: str, weight: Tensor) -> Tensor:
         if self.initial == "same":
             return weight.new_full(weight.shape, self.inner_lr)
+        if self.initial == "one":
+            rate = keys.uniform(keys.key(self.rate_seed, "rate"), 1, *self._range)
+            return weight.new_full(weight.shape, float(rate))
         key = keys.key(self.rate_seed, "rates", name, device=weight.device)
-        rates = keys.uniform(key, weight.numel(), self.lowest_rate, self.highest_rate)
+        rates = keys.uniform(key, weight.numel(), *self._range)
         return rates.reshape(weight.shape).to(weight.dtype)
 
     def adaptable(self, params: Params) -> Params:

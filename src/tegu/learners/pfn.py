@@ -14,7 +14,7 @@ A row enters the network in two forms, next to each other: each column with mean
 deviation 1 over the support set, and the same multiplied by C^(-1/2), where C is the
 columns' correlation over the support set, shrunk towards none. Columns that do not vary
 over the support set are left out, and both forms are multiplied by
-sqrt(n_features / columns), so that few columns weigh as much as many.
+sqrt(most columns / columns), so that few columns weigh as much as many.
 
 A task may be read in several views, and the probabilities averaged: columns and classes in
 another order, and in every second view each number replaced by its normal score, the normal

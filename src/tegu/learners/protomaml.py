@@ -44,7 +44,9 @@ class ProtoMaml(Maml):
     The other settings are those of `Maml`.
 
     Reference:
-        arXiv:1903.03096. Differs from the paper: the outer loss is the mean over tasks.
+        arXiv:1903.03096. Differs from the paper: the outer loss is the mean over tasks. Differs
+        from the code published with it: scales and shifts of batch normalisation are adapted
+        like all other weights, and derivatives are of second order unless `first_order`.
     """
 
     name: ClassVar[str] = "proto-maml"

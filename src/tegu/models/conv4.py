@@ -40,8 +40,8 @@ class Conv4(nn.Module):
         al. (2017), arXiv:1703.05175, section 3. Differs from their code: no bias,
         and Glorot's initial weights. The variance's epsilon is 1e-5, torch's; it
         is 1e-3, TensorFlow's, with strides. R2D2's network (Bertinetto et al.
-        2019, arXiv:1805.08136) has last=2, and leaky ReLUs and dropout, which are
-        not here.
+        2019, arXiv:1805.08136) has last=2, and leaky ReLUs, dropout and a stride
+        of 1 in its last pools, which are not here.
 
     Example:
         >>> Conv4(5, channels=3, size=32, pool=True).feature_width

@@ -42,12 +42,14 @@ class NeuralProcess(nn.Module):
         seed: of the initial weights.
 
     Reference:
-        The papers above. Layers and widths are those of the code of Lee et al. (2020),
-        arXiv:2008.02956, which the comparison in Nguyen and Grover (2022) used. Differs
-        from them: standard deviations stay above 0.01 rather than 0.1, so that noise of
-        0.02 can be told; examples look at each other on the way to the path only, not to
-        the latent variable, with a residual and no layer normalisation; and the mean,
-        where it is taken, has one encoder and not two.
+        The papers above. Widths are those of the code of Lee et al. (2020), arXiv:2008.02956,
+        which the comparison in Nguyen and Grover (2022) used. Differs from that: decoders have
+        4 layers, not 3, and the mean none behind it, not 2; all 4 layers of an encoder come
+        before examples look at each other, not 2; cross-attention is plain, without a residual
+        or a feed-forward; the NP has no deterministic path; standard deviations stay above 0.01
+        rather than 0.1, so that noise of 0.02 can be told; examples look at each other on the
+        way to the path only, not to the latent variable, with a residual and no layer
+        normalisation; and the mean, where it is taken, has one encoder and not two.
 
     Example:
         >>> net = NeuralProcess(1, 1, width=8, path="mean")

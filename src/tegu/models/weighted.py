@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tegu.models.linear import Linear
@@ -26,11 +25,16 @@ class Body(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (B, ...) to features (B, D)."""
-        x = F.normalize(x.flatten(1) * self.weight.exp(), dim=-1)
+        x = _unit(x.flatten(1) * self.weight.exp())
         if self.view is not None:
-            beside = SHARE * F.normalize(x @ self.view.T, dim=-1)
-            x = F.normalize(torch.cat([x, beside], -1), dim=-1)
+            x = _unit(torch.cat([x, SHARE * _unit(x @ self.view.T)], -1))
         return self.scale * x
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length 1, and of 0 where they are 0; with derivatives of every order there."""
+    square = x.square().sum(-1, keepdim=True)
+    return x * torch.where(square > 0, square, torch.ones_like(square)).rsqrt()
 
 
 class Weighted(nn.Module):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tegu.datasets import ClassDataset, load_packed, load_sentences
+from torch import Tensor
+
+from tegu.datasets import ClassDataset, load_packed, load_sentences, read_sentences
 from tegu.datasets.augment import Augment, spectral
-from tegu.datasets.class_folders import SHARES, Division, FileForm
-from tegu.datasets.folders import load_files
+from tegu.datasets.class_folders import SHARES, Division, FileForm, class_files
+from tegu.datasets.folders import load_files, read_files
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import read_index
+from tegu.datasets.sentences import read_lines, read_texts
 from tegu.datasets.sound_files import Spectrum
 from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
@@ -164,6 +167,14 @@ class Files(Divided):
             hold=self.hold << 20,
         )
 
+    def examples(self, place: Path) -> tuple[list[str], list[str]]:
+        found = class_files(place, self.form())
+        files = [file for one in found for file in one.files]
+        return files, [one.name for one in found for _ in one.files]
+
+    def read(self, some: Sequence[str]) -> Tensor:
+        return read_files(some, self.form())
+
     def validated(self) -> str:
         """Without classes for validation, those of training."""
         folder = Path(self.path)
@@ -256,6 +267,16 @@ class Sentences(Divided):
             seed=self.seed,
             least=self.least,
         )
+
+    def examples(self, place: Path) -> tuple[list[str], list[str]]:
+        pairs = list(read_texts(place, text=self.text, label=self.label))
+        return [text for text, _ in pairs], [label for _, label in pairs]
+
+    def listed(self, files: Sequence[Path]) -> list[str]:
+        return [text for file in files for text in read_lines(file)]
+
+    def read(self, some: Sequence[str]) -> Tensor:
+        return read_sentences(some, size=self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
 
 from tegu.datasets import ClassDataset
 from tegu.datasets.splits import check_split
@@ -108,6 +110,29 @@ class Source:
             data: what `load` gave, on its device; None without classes.
         """
         raise TypeError(f"{type(self).__name__} has no tasks()")
+
+    def examples(self, place: Path) -> tuple[list[str], list[str]]:
+        """What a new task is learnt from, in files of a user's: what `read` takes, and labels.
+
+        Args:
+            place: a folder with one sub-folder for each class, or a table.
+
+        Raises:
+            InputError: nothing of the kind is there, or files cannot be examples of this source.
+        """
+        raise InputError(
+            f"files for a run on {self.name}",
+            "a run on folder, sounds or sentences, whose examples are files or texts",
+            "Learn the task in Python: tegu.load_run(RUN).adapt(x, labels).",
+        )
+
+    def listed(self, files: Sequence[Path]) -> list[str]:
+        """What is asked about, one by one, as `read` takes it: the files themselves, or texts."""
+        return [str(file) for file in files]
+
+    def read(self, some: Sequence[str]) -> Tensor:
+        """Inputs (B, ...) of what `examples` or `listed` gave."""
+        raise TypeError(f"{type(self).__name__} has no read()")
 
     def validated(self) -> str:
         """The split of the progress figure."""

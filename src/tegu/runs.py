@@ -1,0 +1,78 @@
+"""Runs as they were left: what they hold, and learners that go on from what was meta-learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tegu import recipes
+from tegu.adapted import fitting
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint
+from tegu.engine.run import LARGEST, Run
+from tegu.errors import InputError
+from tegu.job import Job
+from tegu.learners import LEARNERS
+from tegu.meta import MetaLearned
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
+    """What a run has meta-learned so far, ready to learn new tasks.
+
+    It needs the run's folder alone, and none of the data that it was trained on; a run on a
+    pack reads the pack's list of classes, which says what an example looks like.
+
+    Args:
+        folder: of `tegu train` or `tegu reproduce`.
+        device: where tasks are to be learnt, whatever the run was trained on.
+
+    Raises:
+        InputError: there is no run, or its files do not belong together.
+    """
+    place = Path(folder).expanduser()
+    plain = recipe_of(place)
+    params = checkpoint_of(place, plain).params
+    recipe = recipes.parse(plain, {"engine.device": device})
+    pretrained = LEARNERS[recipe.learner["name"]].pretrains
+    learner = Job(recipe).learner_of(len(params["classifier/weight"]) if pretrained else 0)
+    return MetaLearned(learner, fitting(params, learner, where=place / CHECKPOINT))
+
+
+def recipe_of(run: Path) -> dict[str, Any]:
+    """A run's settings, as plain data.
+
+    Raises:
+        InputError: there is no run, or its settings cannot be read.
+    """
+    file = run / "recipe.json"
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        raise InputError(
+            f"{run} holds no run", "a folder that `tegu train` has made", "Check the path."
+        )
+    try:
+        plain = json.loads(file.read_text())
+        if not isinstance(plain, dict) or "learner" not in plain:
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise InputError(
+            f"{file} is no recipe", "the settings that a run has written", "Train the run again."
+        ) from None
+    return plain
+
+
+def checkpoint_of(run: Path, recipe: dict[str, Any]) -> Checkpoint:
+    """A run's checkpoint, which belongs to these settings.
+
+    Raises:
+        InputError: there is none, it is damaged, or of other settings.
+    """
+    checkpoint = load_checkpoint(run / CHECKPOINT)
+    if checkpoint.recipe != Run(run, recipe).digest():
+        raise InputError(
+            f"{run / CHECKPOINT} belongs to other settings than {run / 'recipe.json'}",
+            "the two files that one run has written",
+            "Put the right one back, or train the run again.",
+        )
+    return checkpoint
