@@ -19,7 +19,7 @@ class Sinusoids(Source):
 
     Args:
         phase: phases are drawn from 0 to this, radians.
-        frequency: range that frequencies are drawn from.
+        frequency_spread: how far frequencies lie from 1, at most.
         grid_query: training queries are evenly spaced; otherwise drawn like the support set.
     """
 
@@ -30,7 +30,7 @@ class Sinusoids(Source):
 
     phase: float = 2 * math.pi
     grid_query: bool = True
-    frequency: tuple[float, ...] = (1.0, 1.0)
+    frequency_spread: float = 0.0
 
     def inputs(self) -> Inputs:
         return Inputs("vectors", (1,), outputs=1)
@@ -43,5 +43,5 @@ class Sinusoids(Source):
             seed=wanted.seed,
             grid_query=self.grid_query or wanted.split != "meta_train",
             phase=(0.0, self.phase),
-            frequency=self.frequency,  # type: ignore[arg-type]  # it is looked at there
+            frequency=(1.0 - self.frequency_spread, 1.0 + self.frequency_spread),
         )
