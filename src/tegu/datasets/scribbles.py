@@ -37,7 +37,7 @@ _PAPER = 105  # pixels of a side
 
 
 class _Strokes(NamedTuple):
-    """Numbers behind strokes of any batch shape; angles in radians, lengths in strokes."""
+    """Numbers behind strokes of any batch shape; angles in radians, a long line has length 1."""
 
     heading: Tensor  # (...), where the first piece starts off
     length: Tensor  # (..., pieces), 0 for pieces that are not there
@@ -179,7 +179,7 @@ def _varied(strokes: _Strokes, drawing: Tensor) -> _Strokes:
 
 
 def _traced(strokes: _Strokes) -> tuple[Tensor, Tensor]:
-    """Points (..., P, 2) along strokes, around their middle; which of them are there."""
+    """Points (..., P, 2) along strokes that start at 0, and which of them are there (..., P)."""
     step = torch.full((_POINTS,), 1 / _POINTS, dtype=torch.float64)
     turn = (strokes.bend[..., None] * step).flatten(-2)  # (..., P), at each step
     first = torch.zeros_like(strokes.corner)
@@ -197,8 +197,8 @@ def _joined(points: Tensor, passed: Tensor, stroke: Tensor, drawing: Tensor) -> 
     """Strokes (C, D, S, P, 2) put together: each starts on an earlier one, or apart from it."""
     last = passed.long().cumsum(-1).argmax(-1)  # (C, D, S), place of the last point
 
-    def point(number: int | Tensor, share: Tensor) -> Tensor:
-        """Points (C, D, 2), at shares (C,) of the way along strokes."""
+    def point(number: int, share: Tensor) -> Tensor:
+        """Points (C, D, 2), at shares (C,) of the way along the strokes of a number."""
         place = (share[:, None] * last[:, :, number]).round().long()
         return points[:, :, number].gather(2, place[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
 
