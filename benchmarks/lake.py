@@ -365,6 +365,11 @@ def main(words: Sequence[str] | None = None) -> None:
         "--output", type=Path, default=Path("benchmarks/results/lake-challenge.json")
     )
     arguments = parser.parse_args(words)
+    more = [name for name in MORE if getattr(arguments, name)]
+    if more and not any(s.startswith("small") for s in arguments.set or ["small"]):
+        parser.error(f"--{more[0]} is for the sets of five: add --set small1")
+    if arguments.scribbles and arguments.shrink != "crop":
+        parser.error("--scribbles are cropped to the ink, as with --shrink crop")
     cells, runs = [], []
     for name in arguments.learner or ["matchingnet"]:
         for which in arguments.set or list(SETS)[:3]:

@@ -166,6 +166,14 @@ def test_a_run_with_all_of_it(small: Any, tmp_path: Path, learner: str) -> None:
     assert recipe == recipe | settings
 
 
+@pytest.mark.parametrize(
+    "words", [["--set", "held-out", "--mirror"], ["--scribbles", "2", "--shrink", "mean"]]
+)
+def test_settings_that_would_be_passed_over(lake: Any, words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        lake.main(words)
+
+
 def test_usual_settings_are_those_of_older_runs(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 
 import tegu
-from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
+from tegu.engine.run import Run
 from tegu.engine.train import Progress
 from tegu.episodes import Examples
 from tegu.errors import InputError
@@ -353,6 +356,7 @@ class Dropping(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.drop(self.first(x))[:, None]
+        out = torch.nn.functional.scaled_dot_product_attention(out, out, out, None, 0.5)
         return self.last(self.attention(out, out, out, need_weights=False)[0][:, 0])
 
 
@@ -371,6 +375,36 @@ def test_layers_of_dropout_drop_nothing(toy_data: tegu.ClassDataset) -> None:
     x = toy_data.examples[:6]
     task = found[0].adapt(x, list("ababab"))
     assert torch.equal(task.outputs(x), task.outputs(x))
+
+
+def test_a_refused_training_leaves_its_folder_free(
+    toy_data: tegu.ClassDataset, tmp_path: Path
+) -> None:
+    for queries in (0, 1):
+        tasks = tegu.FewShotTasks(toy_data, 3, 1, queries)
+        call = partial(tegu.meta_train, maml(), tasks, meta_iterations=1, run=tmp_path / "run")
+        if queries:
+            call()
+        else:
+            with pytest.raises(InputError, match="without queries"):
+                call()
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Which did not know of frequencies."""
+    one = tegu.Reptile(model=tegu.models.Mlp(1, 1, hidden=(8,)), loss=squared_error)
+    call = partial(tegu.meta_train, one, meta_iterations=2, run=tmp_path / "run", resume=True)
+    call(tegu.Sinusoids())
+    file, checkpoint = (tmp_path / "run" / n for n in ("recipe.json", "checkpoint.safetensors"))
+    recipe = json.loads(file.read_text())
+    del recipe["tasks"]["frequency"]
+    file.write_text(json.dumps(recipe))
+    saved = load_checkpoint(checkpoint)
+    digest = Run(tmp_path / "other", recipe).digest()
+    save_checkpoint(checkpoint, replace(saved, recipe=digest))
+    call(tegu.Sinusoids())
+    with pytest.raises(InputError, match="other settings"):
+        call(tegu.Sinusoids(frequency=(0.8, 1.2)))
 
 
 def maml(outputs: int = 3, **settings: Any) -> tegu.learners.Maml:

@@ -107,10 +107,12 @@ def test_another_learner_takes_its_own_outer_step() -> None:
         ("reptile-glyphs", {"learner.name": "maml", "train.outer_lr": 0.5}, 0.5),
         ("reptile-sinusoids", {"learner.inner_lr": 0.1}, 1.0),
         ("maml-omniglot-5way", {"learner.name": "reptile"}, 1.0),
+        ("r2d2-cifar-fs", {"learner.name": "lrd2"}, 0.005),
     ):
         assert load(base, changed).train.outer_lr == expected, (base, changed)
-    plain = load("reptile-sinusoids").plain()
-    assert parse(plain, {"learner.name": "fomaml"}).train.outer_lr == 0.001
+    plain = load("reptile-sinusoids", {"train.outer_lr_final": 0.5}).plain()
+    found = parse(plain, {"learner.name": "fomaml"}).train
+    assert (found.outer_lr, found.outer_lr_final) == (0.001, 0.0)
 
 
 def test_the_order_of_overrides_does_not_matter() -> None:

@@ -97,6 +97,62 @@ def test_new_files_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert len(lines) == 3
 
 
+@pytest.mark.parametrize("learner", ["tim", "pt-map"])
+def test_learners_that_look_at_all_queries_are_refused(
+    learner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = colours(tmp_path / "photos"), tmp_path / "run"
+    trained(learner, "folder", folder, run, **SMALL)
+    assert main(["predict", str(run), str(folder / "meta_test"), "a.png"]) == 2
+    assert f"{learner}, which looks at all queries of a task together" in capsys.readouterr().err
+
+
+def test_a_broken_file_costs_no_other_answer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    asked = sorted(new.rglob("2.png"))
+    (tmp_path / "broken.png").write_bytes(asked[0].read_bytes()[:40])
+    words = ["predict", str(run), str(new), str(asked[0]), str(tmp_path / "broken.png")]
+    found = document(capsys, *words, asked[1])["answers"]
+    assert [one.get("label") for one in found] == ["colour 04", None, "colour 05"]
+    assert "broken.png cannot be read" in found[1]["error"]
+    assert main(words) == 0
+    assert "broken.png cannot be read" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_task_of_another_learner(run: Path, tmp_path: Path) -> None:
+    learned = tegu.load_run(run)
+    x = torch.rand(2, 3, 8, 8)
+    learned.adapt(x, ["a", "b"]).save(tmp_path / "t.safetensors")
+    other = tegu.learners.MatchingNet(model=learned.learner.model, normalisation="running")
+    with pytest.raises(InputError, match="holds a task of protonet, for matchingnet"):
+        tegu.Adapted.load(tmp_path / "t.safetensors", other)
+    kept = tegu.Adapted.load(tmp_path / "t.safetensors", learned.learner)
+    assert kept.labels == ("a", "b")
+
+
+def test_what_served_the_training_does_not_serve_answers(tmp_path: Path) -> None:
+    folder = colours(tmp_path / "photos")
+    before = torch.get_num_threads()
+    more = {"engine.threads": 1, "engine.workers": 1}
+    try:
+        trained("protonet", "folder", folder, tmp_path / "run", **SMALL, **more)
+        torch.set_num_threads(before)
+        tegu.load_run(tmp_path / "run")
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_run_of_python_s_own_is_told(run: Path, toy_data: tegu.ClassDataset) -> None:
+    own = tegu.Reptile(model=tegu.models.Mlp(6, 3, hidden=(8,)))
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 0)
+    tegu.meta_train(own, tasks, meta_iterations=1, run=run.parent / "python")
+    with pytest.raises(InputError, match=r"a run of tegu.meta_train.*MetaLearned\.load"):
+        tegu.load_run(run.parent / "python")
+
+
 @pytest.mark.parametrize("learner", ["maml", "protonet"])
 def test_a_file_is_answered_by_itself(
     learner: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -143,7 +199,8 @@ def test_texts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     rows = [f"order a dish of kind{i} number {j},kind{i}" for i in range(10) for j in range(3)]
     table = tmp_path / "texts.csv"
     table.write_text("\n".join(["text,intent", *rows]))
-    trained("protonet", "sentences", table, tmp_path / "run", **{"data.size": 64, "model.view": 4})
+    own = {"data.size": 64, "model.view": 4, "data.text": "text", "data.label": "intent"}
+    trained("protonet", "sentences", table, tmp_path / "run", **own)
     (tmp_path / "asked.txt").write_text("a dish of kind3, please\n\n number 7 of kind8 \n")
     found = document(capsys, "predict", tmp_path / "run", table, tmp_path / "asked.txt")
     assert [one["query"] for one in found["answers"]] == [
@@ -151,6 +208,12 @@ def test_texts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "number 7 of kind8",
     ]
     assert len(found["labels"]) == 10
+    other = tmp_path / "columns.csv"
+    other.write_text("query,label\na dish of kind1,x\nnumber 7 of kind2,y\n")
+    found = document(capsys, "predict", tmp_path / "run", other, tmp_path / "asked.txt")
+    assert found["labels"] == ["x", "y"]
+    assert main(["predict", str(tmp_path / "run"), str(table), str(table)]) == 2
+    assert "texts.csv as texts to name" in capsys.readouterr().err
     (tmp_path / "none.txt").write_text(" \n")
     assert main(["predict", str(tmp_path / "run"), str(table), str(tmp_path / "none.txt")]) == 2
     assert "none.txt holds no text" in capsys.readouterr().err
@@ -200,7 +263,12 @@ def test_a_run_on_data_that_are_no_files(
     Job(recipes.starting("protonet", "glyphs", small)).train(tmp_path / "run")
     assert main(["predict", str(tmp_path / "run"), str(tmp_path), "a.png"]) == 2
     assert "files for a run on glyphs" in capsys.readouterr().err
-    assert tegu.load_run(tmp_path / "run").features(torch.rand(2, 1, 28, 28)).shape == (2, 16)
+    learned = tegu.load_run(tmp_path / "run")
+    assert learned.features(torch.rand(2, 1, 28, 28)).shape == (2, 16)
+    task = tmp_path / "t.safetensors"
+    learned.adapt(torch.rand(2, 1, 28, 28), ["a", "b"]).save(task)
+    assert main(["predict", str(tmp_path / "run"), str(task), "a.png"]) == 2
+    assert "files for a run on glyphs" in capsys.readouterr().err
 
 
 def test_files_that_do_not_belong_together(run: Path) -> None:

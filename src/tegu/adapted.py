@@ -104,6 +104,7 @@ class Adapted:
             "task": _numbered(self.state, tensors),
             "labels": self.labels,
             "n_targets": self.n_targets,
+            "learner": self.learner.name,
         }
         save_checkpoint(Path(path), Checkpoint(self.params, tensors, 0, 0, json.dumps(told), {}))
 
@@ -117,6 +118,13 @@ class Adapted:
             told = json.loads(saved.recipe)
             state = _filled(told["task"], {k: v.to(device) for k, v in saved.outer.items()})
             labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
+            made_by = told.get("learner", learner.name)  # earlier versions did not tell
+        if made_by != learner.name:
+            raise InputError(
+                f"{path} holds a task of {made_by}, for {learner.name}",
+                "the learner that it was learnt by",
+                "Build that one, or learn the task again.",
+            )
         own = learner.for_ways(len(labels)) if labels else learner
         return cls(own, params, state, labels, n_targets)
 

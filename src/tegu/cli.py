@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import math
 import os
@@ -471,6 +472,8 @@ def _run(arguments: argparse.Namespace) -> int:
         document["seconds"] = round(time.monotonic() - began, 1)
     if not ranks.first:
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in any letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     print(json.dumps(_finite(document), indent=1, allow_nan=False) if arguments.json else text)
     sys.stdout.flush()
     return 0

@@ -28,11 +28,12 @@ def cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
     Raises:
         InputError: targets are numbers.
     """
-    _check_classes(target)
+    check_classes(target)
     return _mean(F.cross_entropy(outputs, target.y, reduction="none"), target.mask)
 
 
-def _check_classes(target: Examples) -> None:
+def check_classes(target: Examples) -> None:
+    """Refuses targets that are numbers."""
     if target.y.is_floating_point():
         raise InputError(
             f"targets of {target.y.dtype} for a loss or a score of classes",
@@ -91,7 +92,7 @@ def accuracy(outputs: Tensor, target: Examples) -> Tensor:
     Raises:
         InputError: targets are numbers.
     """
-    _check_classes(target)
+    check_classes(target)
     return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
 
 

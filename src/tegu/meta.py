@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,10 @@ def meta_train(
             "tasks": _describe(tasks),
             "settings": {k: v for k, v in vars(settings).items() if k != "workers"},
         }
-        folder = Run(Path(run).expanduser(), {**known, "precision": precision})
+        usual = _usual(tasks)
+        folder = Run(
+            Path(run).expanduser(), {**known, "precision": precision}, same=partial(_same, usual)
+        )
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
     return MetaLearned(learner, params)
 
@@ -289,6 +294,24 @@ def _check_tasks(learner: Learner, tasks: Tasks) -> None:
 
 def _named(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+
+
+def _usual(tasks: Tasks) -> dict[str, Any]:
+    """Settings of tasks that are left at their defaults, as plain data."""
+    found = {
+        f.name: f.default
+        for f in (fields(tasks) if is_dataclass(tasks) else ())
+        if f.default is not MISSING and getattr(tasks, f.name) == f.default
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
+
+
+def _same(usual: dict[str, Any], one: Any, other: Any) -> bool:
+    """Whether two runs are one; what an earlier version did not know of counts as usual."""
+    ours = other.get("tasks", {})
+    theirs = {**{k: v for k, v in usual.items() if k in ours}, **one.get("tasks", {})}
+    return {**one, "tasks": theirs} == other
 
 
 def _describe(tasks: Tasks) -> dict[str, Any]:

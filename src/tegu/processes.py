@@ -25,7 +25,8 @@ def _child(send: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) 
 @contextmanager
 def _exits_on_sigterm() -> Iterator[None]:
     """SIGTERM leaves by way of `finally`, as Ctrl-C does, so that no child is left at work."""
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is None:  # None: one in C, not to be put back
         yield
         return
 
@@ -36,8 +37,7 @@ def _exits_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        if before is not None:  # else one in C was there, which Python cannot put back
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 def apart(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

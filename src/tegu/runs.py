@@ -34,7 +34,9 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     place = Path(folder).expanduser()
     plain = recipe_of(place)
     params = checkpoint_of(place, plain).params
-    recipe = recipes.parse(plain, {"engine.device": device})
+    # What served the training would change the program that this one is part of.
+    serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
+    recipe = recipes.parse(plain, serving)
     pretrained = LEARNERS[recipe.learner["name"]].pretrains
     learner = Job(recipe).learner_of(len(params["classifier/weight"]) if pretrained else 0)
     return MetaLearned(learner, fitting(params, learner, where=place / CHECKPOINT))
@@ -59,6 +61,12 @@ def recipe_of(run: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} is no recipe", "the settings that a run has written", "Train the run again."
         ) from None
+    if not isinstance(plain["learner"], dict):
+        raise InputError(
+            f"{run} holds a run of tegu.meta_train",
+            "a folder that `tegu train` has made",
+            f"Read {run / CHECKPOINT} with tegu.MetaLearned.load, and the learner built alike.",
+        )
     return plain
 
 

@@ -322,25 +322,25 @@ def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> 
 
 
 def test_settings_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Run(tmp_path, RECIPE).open(resume=False)
+    Run(tmp_path / "run", RECIPE).open(resume=False)
     monkeypatch.setattr("tegu.engine.run.LARGEST", 3)
-    refused(Run(tmp_path, RECIPE), r"recipe.json holds no settings", resume=True)
+    refused(Run(tmp_path / "run", RECIPE), r"recipe.json holds no settings", resume=True)
 
 
 def test_only_the_job_that_began_a_run_goes_on_untold(tmp_path: Path) -> None:
     def opened(job: str, *, resume: bool) -> None:
-        run = Run(tmp_path, RECIPE, job=job)
+        run = Run(tmp_path / "run", RECIPE, job=job)
         run.open(resume=resume)
         run.close()
 
-    mark = tmp_path / "job"
+    mark = tmp_path / "run/job"
     opened("a", resume=False)
     opened("a", resume=False)
     for other in ("b", ""):
-        refused(Run(tmp_path, RECIPE, job=other), r"holds a run already", resume=False)
+        refused(Run(tmp_path / "run", RECIPE, job=other), r"holds a run already", resume=False)
     opened("b", resume=True)
     assert mark.read_text() == "b"
-    refused(Run(tmp_path, RECIPE, job="a"), r"holds a run already", resume=False)
+    refused(Run(tmp_path / "run", RECIPE, job="a"), r"holds a run already", resume=False)
     opened("", resume=True)
     assert not mark.exists()
 
@@ -355,11 +355,11 @@ def test_a_checkpoint_from_another_run_is_not_taken(tasks: FewShotTasks, tmp_pat
 
 
 def test_a_damaged_checkpoint_is_told_and_kept(tasks: FewShotTasks, tmp_path: Path) -> None:
-    run = Run(tmp_path, RECIPE)
+    run = Run(tmp_path / "run", RECIPE)
     meta_train(engine(), tasks, Settings(1, 1), run=run)
     data = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(data[:-9])
-    refused(Run(tmp_path, RECIPE), r"cut short or not a checkpoint", resume=True)
+    refused(Run(tmp_path / "run", RECIPE), r"cut short or not a checkpoint", resume=True)
 
 
 def test_what_a_kill_in_the_first_write_leaves_is_no_obstacle(tmp_path: Path) -> None:

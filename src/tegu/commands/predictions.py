@@ -29,28 +29,31 @@ def predict(arguments: argparse.Namespace) -> Outcome:
             f"--save {arguments.save}", f"a name that ends in {KEPT}", f"Write task{KEPT}, say."
         )
     source = recipes.parse(recipe_of(arguments.run)).data
+    if type(source).read is Source.read:
+        raise source.no_files()
     learned = load_run(arguments.run, device=arguments.device)
+    if learned.learner.transductive:
+        raise InputError(
+            f"{learned.learner.name}, which looks at all queries of a task together",
+            "a learner that answers each by itself",
+            "Train simpleshot or protonet, say; or learn the task in Python, with tegu.load_run.",
+        )
     learned = replace(learned, learner=_alone(learned.learner))
     task = _task(learned, source, arguments.task)
     if arguments.save:
         task.save(arguments.save)
-    named, answers = source.listed(arguments.files), []
+    named = source.listed(arguments.files)
+    answers: list[dict[str, Any]] = []
     many = len(named) > AT_ONCE
     title = f"predict {arguments.run.name}"
     with bar(title, len(named), unit="queries") if many else nullcontext() as tell:
         for start in range(0, len(named), AT_ONCE):
             some = named[start : start + AT_ONCE]
-            for one, row in zip(some, task.predict_proba(source.read(some)).tolist(), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                answers.append(
-                    {
-                        "query": one,
-                        "label": task.labels[best],
-                        "probabilities": dict(zip(map(str, task.labels), row, strict=True)),
-                    }
-                )
+            answers += _answers(task, source, some)
             if tell:
                 tell(start + len(some), "")
+    if all("error" in one for one in answers):
+        raise InputError(answers[0]["error"], "files as the run was trained on", "Check the paths.")
     document = {
         "run": str(arguments.run),
         "labels": list(task.labels),
@@ -58,6 +61,25 @@ def predict(arguments: argparse.Namespace) -> Outcome:
         "task": str(arguments.save) if arguments.save else None,
     }
     return document, _text(document)
+
+
+def _answers(task: Adapted, source: Source, some: list[str]) -> list[dict[str, Any]]:
+    """An answer for each; where one cannot be read, what is wrong with it."""
+    try:
+        rows = task.predict_proba(source.read(some)).tolist()
+    except InputError as error:
+        if len(some) == 1:
+            return [{"query": some[0], "error": error.given}]
+        return [answer for one in some for answer in _answers(task, source, [one])]
+    names = [str(label) for label in task.labels]
+    return [
+        {
+            "query": one,
+            "label": task.labels[max(range(len(row)), key=row.__getitem__)],
+            "probabilities": dict(zip(names, row, strict=True)),
+        }
+        for one, row in zip(some, rows, strict=True)
+    ]
 
 
 def _task(learned: MetaLearned, source: Source, place: Path) -> Adapted:
@@ -80,6 +102,9 @@ def _text(document: dict[str, Any]) -> str:
     longest = max(len(str(label)) for label in document["labels"])
     lines = []
     for one in answers:
+        if "error" in one:
+            lines.append(f"{one['query']:{width}}  {one['error']}")
+            continue
         sure = max(one["probabilities"].values())
         lines.append(f"{one['query']:{width}}  {one['label']!s:{longest}}  {sure:.2f}")
     if document["task"]:

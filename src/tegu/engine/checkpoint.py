@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from tegu.errors import InputError
@@ -109,12 +109,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise InputError(
             f"{path} has {path.stat().st_size:,} bytes", f"at most {LARGEST:,} bytes", todo
         )
-    tensors: dict[str, Tensor] = {}
     try:
-        with safe_open(str(path), framework="pt") as file:
-            head = json.loads((file.metadata() or {})["tegu"])
-            for name in file.keys():  # noqa: SIM118, the handle is no dict
-                tensors[name] = file.get_tensor(name)
+        # In one piece: safe_open opens a file twice, and a run may write the next one in between.
+        data = path.read_bytes()
+        tensors = load(data)  # which looks at the whole header
+        length = int.from_bytes(data[:8], "little")
+        head = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["tegu"])
         if head["format"] != FORMAT:
             raise KeyError(head["format"])
         halves = {

@@ -24,8 +24,11 @@ from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
 from tegu.engine.profile import iterated, part
 from tegu.engine.run import Run
 from tegu.engine.vectorise import Vectorised
+from tegu.episodes import Episode
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
+from tegu.learners.learner import Learner
+from tegu.losses import check_classes, cross_entropy
 from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
@@ -250,10 +253,18 @@ class _Sitting:
         self.kept = time.monotonic()
 
 
-def placed(some: Tensor, tasks: Tasks) -> torch.device:
-    """Where work is done: where the tasks are drawn, unless that is the processor."""
-    drawn = tasks.episodes(torch.arange(1)).support.x.device
-    return drawn if drawn.type != "cpu" else some.device
+def _checked(learner: Learner, tasks: Tasks) -> Episode:
+    """An episode, of which the learner can learn."""
+    one = tasks.episodes(torch.arange(1))
+    if not one.query.mask.shape[1] and learner.uses_queries():
+        raise InputError(
+            f"episodes without queries for {type(learner).__name__}",
+            "queries, which it meta-learns from",
+            "Pass tasks with n_query=5, say.",
+        )
+    if learner.loss is cross_entropy:
+        check_classes(one.support)
+    return one
 
 
 def _sitting(
@@ -267,7 +278,10 @@ def _sitting(
 ) -> _Sitting:
     """A run at its start, or where its checkpoint left it; on all ranks the same."""
     params = engine.learner.init()
-    device = placed(next(iter(params.values())), tasks)
+    # Before the run's folder holds anything: what is refused now may be right the next time.
+    drawn = _checked(engine.learner, tasks).support.x.device
+    # Where the tasks are drawn, unless that is the processor.
+    device = drawn if drawn.type != "cpu" else next(iter(params.values())).device
     params = {k: v.to(device) for k, v in params.items()}
     start = params, engine.outer_state(params)
 
@@ -367,12 +381,6 @@ def _trained(
             dtype=some.dtype,
             workers=settings.workers,
         ):
-            if not episodes.query.mask.shape[1] and engine.learner.uses_queries():
-                raise InputError(
-                    f"episodes without queries for {type(engine.learner).__name__}",
-                    "queries, which it meta-learns from",
-                    "Pass tasks with n_query=5, say.",
-                )
             done = settings.done(iteration, report.seconds)
             now.params, now.outer, loss = engine.update(
                 now.params,
@@ -413,10 +421,11 @@ def _stop_signals(seen: list[int]) -> Iterator[None]:
         return
     handlers = {}
     for signum in STOPS:
-        handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
+        # A handler in C could not be put back afterwards.
+        if signal.getsignal(signum) is not None:
+            handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
     try:
         yield
     finally:
         for signum, handler in handlers.items():
-            if handler is not None:  # else one in C was there, which Python cannot put back
-                signal.signal(signum, handler)
+            signal.signal(signum, handler)

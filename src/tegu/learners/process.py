@@ -15,6 +15,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import Loss, gaussian, squared_error
+from tegu.models.norm import drops, statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ class Process(Learner):
         """A method of the model under `params`."""
         known = {name for name, _ in self.model.named_parameters()}
         inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        return functional_call(_Method(self.model, method), inside, given)
+        with statistics("batch", foreign=drops(self.model)):
+            return functional_call(_Method(self.model, method), inside, given)
 
     def n_targets(self, params: Params, x: Tensor) -> int:
         some = Examples.dense(x, x.new_zeros(len(x), int(self.model.out_width)))  # type: ignore[arg-type]

@@ -184,6 +184,9 @@ class _Foreign(TorchFunctionMode):
             return args[0] if args else kwargs["input"]
         if func is F.multi_head_attention_forward:
             return func(*args, **{**kwargs, "training": False})
+        if func is F.scaled_dot_product_attention:
+            given = dict(zip(_ATTENTION, args, strict=False)) | kwargs
+            return func(**{**given, "dropout_p": 0.0})
         if func is not F.batch_norm:
             return func(*args, **kwargs)
         names = ("x", "mean", "var", "weight", "bias", "training", "momentum", "eps")
@@ -213,6 +216,9 @@ _DROPOUTS = (
     F.alpha_dropout,
     F.feature_alpha_dropout,
 )
+
+
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
 def _layer_norm(

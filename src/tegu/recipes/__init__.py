@@ -304,7 +304,9 @@ def _take_outer_lr(raw: dict[str, Any], before: str) -> None:
     """Another learner's usual outer step: that of a mean of weights is none of a gradient's."""
     learner = raw.get("learner", {})
     name = str(learner.get("name", before)) if isinstance(learner, dict) else before
-    if name == before or name not in LEARNERS:
+    if name not in LEARNERS or before not in LEARNERS:
+        return
+    if (LEARNERS[name].outer_update is None) == (LEARNERS[before].outer_update is None):
         return
     data = raw.get("data", {})
     source = SOURCES.get(str(data.get("name", "glyphs"))) if isinstance(data, dict) else None
@@ -313,6 +315,7 @@ def _take_outer_lr(raw: dict[str, Any], before: str) -> None:
     if "train.outer_lr" in usual:
         _check_table("train", table := raw.setdefault("train", {}))
         table["outer_lr"] = usual["train.outer_lr"]
+        table.pop("outer_lr_final", None)
 
 
 def alike(one: Any, other: Any) -> bool:

@@ -269,10 +269,22 @@ class Sentences(Divided):
         )
 
     def examples(self, place: Path) -> tuple[list[str], list[str]]:
-        pairs = list(read_texts(place, text=self.text, label=self.label))
+        try:
+            pairs = list(read_texts(place, text=self.text, label=self.label))
+        except InputError:  # columns may be called otherwise than where it was trained
+            if not (self.text or self.label):
+                raise
+            pairs = list(read_texts(place))
         return [text for text, _ in pairs], [label for _, label in pairs]
 
     def listed(self, files: Sequence[Path]) -> list[str]:
+        for file in files:
+            if file.suffix.lower() in (".csv", ".tsv", ".jsonl"):
+                raise InputError(
+                    f"the table {file} as texts to name",
+                    "a file with a text in each line, and nothing else",
+                    "Copy its column of texts into a .txt file.",
+                )
         return [text for file in files for text in read_lines(file)]
 
     def read(self, some: Sequence[str]) -> Tensor:

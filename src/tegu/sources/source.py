@@ -120,11 +120,7 @@ class Source:
         Raises:
             InputError: nothing of the kind is there, or files cannot be examples of this source.
         """
-        raise InputError(
-            f"files for a run on {self.name}",
-            "a run on folder, sounds or sentences, whose examples are files or texts",
-            "Learn the task in Python: tegu.load_run(RUN).adapt(x, labels).",
-        )
+        raise self.no_files()
 
     def listed(self, files: Sequence[Path]) -> list[str]:
         """What is asked about, one by one, as `read` takes it: the files themselves, or texts."""
@@ -132,7 +128,15 @@ class Source:
 
     def read(self, some: Sequence[str]) -> Tensor:
         """Inputs (B, ...) of what `examples` or `listed` gave."""
-        raise TypeError(f"{type(self).__name__} has no read()")
+        raise self.no_files()
+
+    def no_files(self) -> InputError:
+        """The error for files that cannot be examples of this source."""
+        return InputError(
+            f"files for a run on {self.name}",
+            "a run on folder, sounds or sentences, whose examples are files or texts",
+            "Learn the task in Python: tegu.load_run(RUN).adapt(x, labels).",
+        )
 
     def validated(self) -> str:
         """The split of the progress figure."""
