@@ -394,7 +394,7 @@ def main(words: Sequence[str] | None = None) -> None:
             if arguments.views:
                 cells.append(cell(name, learner, which, averaged, arguments.views, others))
     document = report.result_document(
-        name="lake-challenge",
+        name=arguments.output.stem,
         command=command(__file__, parser, arguments),
         seed=0,
         training=training(runs, chosen(arguments.precision, torch.device(arguments.device))),
