@@ -168,7 +168,7 @@ CASES = {
     "command": Case(
         "trian reptile-glyphs",
         "unknown command 'trian'",
-        "one of bench, causal, compare, evaluate, info, leaderboard, pack, quickstart",
+        "one of bench, causal, compare, evaluate, info, leaderboard, pack, predict",
         "Did you mean 'train'?",
     ),
     "option": Case(

@@ -451,9 +451,12 @@ def test_inputs_that_no_model_takes(learned: tegu.MetaLearned) -> None:
                 call(x)
 
 
-def test_one_class_is_no_task(learned: tegu.MetaLearned) -> None:
+def test_one_class_is_no_task_by_metric(learned: tegu.MetaLearned) -> None:
+    x, labels = torch.rand(2, 6), ["a", "a"]
+    made = tegu.learners.ProtoNet(model=tegu.models.Mlp(6, 8, hidden=(8,)))
     with pytest.raises(InputError, match="labels of one class only, 'a'; expected two classes"):
-        learned.adapt(torch.rand(2, 6), ["a", "a"])
+        tegu.MetaLearned(made, made.init()).adapt(x, labels)
+    assert learned.adapt(x, labels).predict(x) == labels
 
 
 def test_a_missing_label_of_pandas(learned: tegu.MetaLearned) -> None:
@@ -484,10 +487,14 @@ def test_ctrl_c_without_a_run_is_python_s_own(toy_data: tegu.ClassDataset) -> No
     def press(_: Progress) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt) as info:
-        tegu.meta_train(
-            learner(), tegu.FewShotTasks(toy_data, 3, 2, 0), meta_iterations=2, progress=press
-        )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as info:
+            tegu.meta_train(
+                learner(), tegu.FewShotTasks(toy_data, 3, 2, 0), meta_iterations=2, progress=press
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert type(info.value) is KeyboardInterrupt
 
 

@@ -92,15 +92,18 @@ class MetaLearned:
                 "one label for each input",
                 "Check that x and y come from the same examples.",
             )
-        if len(labels) == 1:
+        support = Examples.dense(inputs, targets)
+        key = keys.key(seed, "adapt", device=inputs.device)
+        try:
+            learner = self.learner.for_ways(len(labels)) if labels else self.learner
+        except InputError as failure:
+            if len(labels) > 1:
+                raise
             raise InputError(
                 f"labels of one class only, {labels[0]!r}",
                 "two classes or more",
                 "Add examples of another class, of everything else, say.",
-            )
-        support = Examples.dense(inputs, targets)
-        key = keys.key(seed, "adapt", device=inputs.device)
-        learner = self.learner.for_ways(len(labels)) if labels else self.learner
+            ) from failure
         with torch.no_grad():
             try:
                 if labels:

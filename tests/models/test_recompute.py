@@ -134,6 +134,7 @@ def test_memory_falls(make: Callable[..., nn.Module], tmp_path: Path) -> None:
 def test_derivatives_of_plain_autograd(order: int) -> None:
     """Without torch.func, and beyond the second order: of sum sin(w x)^2 by w."""
     layer = nn.Linear(3, 2, bias=False).double()
+    layer.weight.data = torch.linspace(-0.8, 0.7, 6, dtype=torch.float64).reshape(2, 3)
 
     class Squared(nn.Module):
         def __init__(self) -> None:
