@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Hashable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from tegu.inner import Params
 from tegu.learners.learner import Learner
 from tegu.losses import cross_entropy, measure_of, regresses, token_cross_entropy
 from tegu.sampling import ClassBatches, Tasks
+
+PLAIN = (bool, int, float, str, tuple)  # settings of tasks that a run's file holds
 
 
 @dataclass(frozen=True)
@@ -301,26 +303,28 @@ def _named(function: Any) -> str:
 
 def _usual(tasks: Tasks) -> dict[str, Any]:
     """Settings of tasks that are left at their defaults, as plain data."""
+    known: tuple[Field[Any], ...] = fields(tasks) if is_dataclass(tasks) else ()
     found = {
-        f.name: f.default
-        for f in (fields(tasks) if is_dataclass(tasks) else ())
-        if f.default is not MISSING and getattr(tasks, f.name) == f.default
+        one.name: one.default
+        for one in known
+        if isinstance(one.default, PLAIN) and getattr(tasks, one.name) == one.default
     }
     plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
 
 
-def _same(usual: dict[str, Any], one: Any, other: Any) -> bool:
+def _same(usual: dict[str, Any], one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two runs are one; what an earlier version did not know of counts as usual."""
     ours = other.get("tasks", {})
-    theirs = {**{k: v for k, v in usual.items() if k in ours}, **one.get("tasks", {})}
+    theirs = one.get("tasks", {})
+    if isinstance(theirs, dict):
+        theirs = {**{k: v for k, v in usual.items() if k in ours}, **theirs}
     return {**one, "tasks": theirs} == other
 
 
 def _describe(tasks: Tasks) -> dict[str, Any]:
-    kinds = (bool, int, float, str, tuple)
     own = {name: value for name, value in vars(tasks).items() if not name.startswith("_")}
-    facts: dict[str, Any] = {k: v for k, v in own.items() if isinstance(v, kinds)}
+    facts: dict[str, Any] = {k: v for k, v in own.items() if isinstance(v, PLAIN)}
     if isinstance(data := getattr(tasks, "data", None), ClassDataset):
         facts["data"] = [data.name, data.split, data.n_classes, len(data.examples)]
     # Two functions cannot be compared over two processes, but one and none can.
