@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.arrays import MISFITS, misfit, read_inputs
+from tegu.arrays import read_inputs, taken
 from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.errors import InputError
@@ -40,13 +40,8 @@ class Adapted:
         else:
             inputs = read_inputs(x, "x").to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        with torch.no_grad():
-            try:
-                out = self.learner.predict(self.params, self.state, inputs, mask)
-            except InputError:
-                raise
-            except MISFITS as failure:
-                raise misfit(inputs, failure) from failure
+        with torch.no_grad(), taken(inputs):
+            out = self.learner.predict(self.params, self.state, inputs, mask)
         return out[:, : len(self.labels)] if self.labels else out
 
     def predict(self, x: Any) -> Any:

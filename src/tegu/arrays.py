@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from tegu.datasets import ClassDataset
 from tegu.errors import InputError, InputTypeError
-
-MISFITS = (RuntimeError, ValueError, IndexError)  # what a model says of inputs that it cannot take
 
 
 def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") -> ClassDataset:
@@ -120,10 +119,20 @@ def read_labels(y: Any) -> list[Hashable]:
     return values
 
 
-def misfit(inputs: Tensor, failure: Exception) -> InputError:
-    """The error for inputs that a model cannot take, one of `MISFITS`."""
-    return InputError(
-        f"x has shape {tuple(inputs.shape)}",
-        "inputs of the shape that the model was trained on",
-        f"Reshape them; the model said: {str(failure).splitlines()[0]}",
-    )
+@contextmanager
+def taken(inputs: Tensor) -> Iterator[None]:
+    """Refuses inputs that the model inside cannot take, in words of a user's.
+
+    Raises:
+        InputError: the model raised an error of its own.
+    """
+    try:
+        yield
+    except InputError:
+        raise  # the learner knows better what is wrong
+    except (RuntimeError, ValueError, IndexError) as failure:
+        raise InputError(
+            f"x has shape {tuple(inputs.shape)}",
+            "inputs of the shape that the model was trained on",
+            f"Reshape them; the model said: {str(failure).splitlines()[0]}",
+        ) from failure

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.adapted import Adapted, fitting, limits
-from tegu.arrays import MISFITS, misfit, read_inputs, read_labels
+from tegu.arrays import read_inputs, read_labels, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -107,15 +107,11 @@ class MetaLearned:
                 "Add examples of another class, of everything else, say.",
             ) from failure
         with torch.no_grad():
-            try:
+            with taken(inputs):
                 if labels:
                     width = learner.forward(self.params, inputs[:1]).shape[-1]
                 else:
                     width = learner.n_targets(self.params, inputs[:1])
-            except InputError:
-                raise  # the learner knows better what is wrong
-            except MISFITS as failure:
-                raise misfit(inputs, failure) from failure
             if not labels and targets.shape[-1] != width:
                 raise InputError(
                     f"y has {targets.shape[-1]} columns for a model of {width} targets",
@@ -156,13 +152,8 @@ class MetaLearned:
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         inputs = read_inputs(x, "x").to(next(iter(self.params.values())))
-        with torch.no_grad():
-            try:
-                return self.learner.features(self.params, inputs)
-            except InputError:
-                raise
-            except MISFITS as failure:
-                raise misfit(inputs, failure) from failure
+        with torch.no_grad(), taken(inputs):
+            return self.learner.features(self.params, inputs)
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
         """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""

@@ -146,20 +146,11 @@ def test_what_fails_in_a_process_is_told_where_it_would_be_used(tasks: FewShotTa
     assert failure.value.todo == "Mend it."
 
 
-def test_a_process_killed_before_the_next_block_is_asked_for(tasks: FewShotTasks) -> None:
-    found = batches(tasks, first=0, last=500, **{**ALL, "workers": 1})
-    for _ in range(3):  # the first block is one iteration, and drawn by no worker
-        next(found)
-    (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid or 0, signal.SIGKILL)
-    with pytest.raises(InputError, match="has ended"):
-        for _ in found:
-            pass
-
-
-def test_a_process_that_was_killed_is_told_of(tasks: FewShotTasks) -> None:
+@pytest.mark.parametrize("taken", [1, 3], ids=["while it draws", "before it is asked again"])
+def test_a_process_that_was_killed_is_told_of(taken: int, tasks: FewShotTasks) -> None:
     found = batches(tasks, first=0, last=1000, workers=1, **ALL)
-    next(found)
+    for _ in range(taken):  # the first block is one iteration, and drawn by no worker
+        next(found)
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid or 0, signal.SIGKILL)
     with pytest.raises(InputError, match="has ended"):

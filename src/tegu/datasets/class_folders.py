@@ -114,6 +114,19 @@ def _layout(form: FileForm) -> str:
     return f"one sub-folder for each class, with its {form.kind}s in it"
 
 
+def _check_folder(folder: Path, form: FileForm) -> None:
+    if not folder.is_dir():
+        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
+
+
+def _empty(folder: Path, form: FileForm) -> InputError:
+    return InputError(
+        f"{folder} holds no {form.kind}s",
+        f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
+        "Check the path.",
+    )
+
+
 def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, list[Class]]:
     """The classes of each split, in order of their names.
 
@@ -121,8 +134,7 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
         InputError: no folder, no files of the kind, or a layout that leaves open what the
             classes are.
     """
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
+    _check_folder(folder, form)
     inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
     divided = inside & set(SPLITS)
     if divided and inside - divided:
@@ -148,11 +160,7 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
         at = division.parts([c.name for c in classes], [len(c.files) for c in classes])
         parts = {split: [classes[i] for i in rows] for split, rows in at.items()}
     if not any(parts.values()):
-        raise InputError(
-            f"{folder} holds no {form.kind}s",
-            f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
-            "Check the path.",
-        )
+        raise _empty(folder, form)
     kept = {s: [c for c in part if len(c.files) >= division.least] for s, part in parts.items()}
     if not any(kept.values()):
         most = max(len(one.files) for part in parts.values() for one in part)
@@ -188,14 +196,9 @@ def class_files(folder: Path, form: FileForm) -> list[Class]:
     Raises:
         InputError: there is no such folder, no class in it, or files lie where none belong.
     """
-    if not folder.is_dir():
-        raise InputError(f"no folder {folder}", f"a folder with {_layout(form)}", "Check the path.")
+    _check_folder(folder, form)
     if not (found := _walk(folder, form)):
-        raise InputError(
-            f"{folder} holds no {form.kind}s",
-            f"{_layout(form)}: files ending in {', '.join(sorted(form.suffixes))}",
-            "Check the path.",
-        )
+        raise _empty(folder, form)
     return found
 
 

@@ -20,10 +20,10 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors
 from tegu.datasets.omniglot import cropped
-from tegu.errors import InputError, unknown
+from tegu.datasets.splits import check_split
+from tegu.errors import InputError
 
 _VERSION = 1  # raise it when a change here changes the images
-_SPLITS = ("meta_train", "meta_val", "meta_test")
 
 _PARTS = 16  # of an alphabet
 _STROKES = 4  # of a character, at most
@@ -72,8 +72,7 @@ def load_scribbles(
     Raises:
         InputError: an unknown split or a value outside its range.
     """
-    if split not in _SPLITS:
-        raise unknown("split", split, _SPLITS)
+    check_split(split)
     for name, value, most in (
         ("alphabets", alphabets, 10**6),
         ("characters", characters, 10**4),
@@ -181,11 +180,9 @@ def _varied(strokes: _Strokes, drawing: Tensor) -> _Strokes:
 def _traced(strokes: _Strokes) -> tuple[Tensor, Tensor]:
     """Points (..., P, 2) along strokes that start at 0, and which of them are there (..., P)."""
     step = torch.full((_POINTS,), 1 / _POINTS, dtype=torch.float64)
-    turn = (strokes.bend[..., None] * step).flatten(-2)  # (..., P), at each step
-    first = torch.zeros_like(strokes.corner)
-    first[..., 1:] = strokes.corner[..., 1:]
-    turn = turn + torch.stack([first, *[torch.zeros_like(first)] * (_POINTS - 1)], -1).flatten(-2)
-    angle = strokes.heading[..., None] + turn.cumsum(-1)
+    turn = strokes.bend[..., None] * step  # (..., pieces, points), at each step
+    turn[..., 1:, 0] += strokes.corner[..., 1:]
+    angle = strokes.heading[..., None] + turn.flatten(-2).cumsum(-1)
     far = (strokes.length[..., None] * step).flatten(-2)
     steps = torch.stack([angle.cos() * far, angle.sin() * far], -1)
     points = torch.cat([torch.zeros_like(steps[..., :1, :]), steps.cumsum(-2)], -2)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tegu.errors import InputError, InputTypeError, unknown
-from tegu.learners import LEARNERS
+from tegu.learners import LEARNERS, Learner
 from tegu.networks import NETWORKS, Conv4Network, Network
 from tegu.sources import SOURCES, Glyphs, Source
 
@@ -225,8 +225,7 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
     if data not in SOURCES:
         raise unknown("data set", data, SOURCES)
     cls, source = LEARNERS[learner], SOURCES[data]
-    usual = cls.start_numbers if source.targets == "numbers" else cls.start
-    settings = {"train.n_shot": 1, **usual, **source.start}
+    settings = {"train.n_shot": 1, **_start_of(cls, source), **source.start}
     raw: dict[str, Any] = {
         "name": re.sub(r"[^\w.-]+", "p", f"{learner}-{data}"),
         "title": f"{learner} on {data}",
@@ -260,8 +259,7 @@ def starting(learner: str, data: str, overrides: dict[str, Any] | None = None) -
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe from plain data, as TOML or JSON hold it."""
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    learner = raw.get("learner")
-    learner_before = str((learner if isinstance(learner, dict) else {}).get("name", "reptile"))
+    before = _name_in(raw, "learner", "reptile")
     # Names first: another name drops the settings of the one before, whatever the order.
     ordered = sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name"))
     for key, value in ordered:
@@ -276,7 +274,7 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
             table.clear()  # another model or learner has other settings
         table[name] = value
     if "train.outer_lr" not in (overrides or {}):
-        _take_outer_lr(raw, learner_before)
+        _take_outer_lr(raw, before)
     for name in raw:
         if name not in {f.name for f in fields(Recipe)}:
             raise unknown("key", name, [f.name for f in fields(Recipe)])
@@ -302,20 +300,25 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
 
 def _take_outer_lr(raw: dict[str, Any], before: str) -> None:
     """Another learner's usual outer step: that of a mean of weights is none of a gradient's."""
-    learner = raw.get("learner", {})
-    name = str(learner.get("name", before)) if isinstance(learner, dict) else before
-    if name not in LEARNERS or before not in LEARNERS:
-        return
-    if (LEARNERS[name].outer_update is None) == (LEARNERS[before].outer_update is None):
-        return
-    data = raw.get("data", {})
-    source = SOURCES.get(str(data.get("name", "glyphs"))) if isinstance(data, dict) else None
-    numbers = source is not None and source.targets == "numbers"
-    usual = LEARNERS[name].start_numbers if numbers else LEARNERS[name].start
-    if "train.outer_lr" in usual:
+    old, new = LEARNERS.get(before), LEARNERS.get(_name_in(raw, "learner", before))
+    source = SOURCES.get(_name_in(raw, "data", "glyphs"))
+    if not (old and new and source):
+        return  # a name that is refused further on
+    usual = _start_of(new, source)
+    if (old.outer_update is None) != (new.outer_update is None) and "train.outer_lr" in usual:
         _check_table("train", table := raw.setdefault("train", {}))
         table["outer_lr"] = usual["train.outer_lr"]
         table.pop("outer_lr_final", None)
+
+
+def _name_in(raw: dict[str, Any], section: str, usual: str) -> str:
+    table = raw.get(section)
+    return str(table.get("name", usual)) if isinstance(table, dict) else usual
+
+
+def _start_of(cls: type[Learner], source: type[Source]) -> Mapping[str, Any]:
+    """A learner's usual settings on such targets."""
+    return cls.start_numbers if source.targets == "numbers" else cls.start
 
 
 def alike(one: Any, other: Any) -> bool:
