@@ -16,20 +16,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vjp, vmap
+from torch.func import vmap
 
 from tegu.engine.compiled import Compiled, lacks_memory
+from tegu.engine.gradient import Found, StepByStep, learnt, moved, one_by_one, side_by_side
 from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
 from tegu.engine.recorded import Recorded
-from tegu.engine.trees import floats, map_tensors, with_floats
+from tegu.engine.trees import map_tensors
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, unknown
 from tegu.inner import Adam, Params
-from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State, recording
+from tegu.learners.learner import SCHEDULED, Learner, State, recording
 
 VECTORISATIONS = ("auto", "vmap", "loop")
-MOMENTUM = 0.1  # share of a meta-iteration in the running statistics, as in torch
 
 
 class Exchange(Protocol):
@@ -119,9 +119,12 @@ class Vectorised:
             return Recorded(function) if self._replays else function
 
         self._fast_step = made(self._step)
-        self._fast_pull = made(self._pull)
-        self._fast_gradient = made(self._gradient)
-        self._fast_update = made(self._update)
+        self._checkpointed = StepByStep(learner, self.precision, self._step, self._fast_step, made)
+        gradient = partial(side_by_side, self._loss)
+        self._fast_gradient = made(gradient)
+        self._slow_gradient = partial(one_by_one, self._loss)
+        self._fast_update = made(partial(_updated, gradient))
+        self._slow_update = partial(_updated, self._slow_gradient)
         self._whole_update = whole(self._gradient_update)
         self._whole_rule = whole(self._rule)
         self._whole_adapt = {
@@ -229,7 +232,7 @@ class Vectorised:
         """State of the outer optimiser before the first update; none for a rule of its own."""
         if self.learner.outer_update is not None:
             return {}
-        return Adam(0.0).init(_learnt(params))
+        return Adam(0.0).init(learnt(params))
 
     def update(
         self,
@@ -274,33 +277,23 @@ class Vectorised:
             # One program for both: a small network's update takes two thirds of the time. In a
             # profile, all of it is the inner loop.
             with part("inner loop"):
-                moved = self._whole_update(now, outer, episodes, keys, rate)
+                after = self._whole_update(now, outer, episodes, keys, rate)
         else:
             with part("inner loop"):
                 found = self._outer(now, episodes, keys)
             with part("outer step"):
-                moved = _moved(params, outer, others.mean(found) if others else found, rate)
-        new, outer, loss = moved
+                after = moved(params, outer, others.mean(found) if others else found, rate)
+        new, outer, loss = after
         return {**params, **new}, outer, loss.detach()
 
     def _gradient_update(
         self, params: Params, outer: Params, episodes: Episode, keys: Tensor, rate: Tensor
     ) -> tuple[Params, Params, Tensor]:
         todo = params, outer, episodes, keys, rate
-        moved: tuple[Params, Params, Tensor] = self._either(
-            self._fast_update, self._looped_update, *todo, tasks=len(keys), what="update"
+        after: tuple[Params, Params, Tensor] = self._either(
+            self._fast_update, self._slow_update, *todo, tasks=len(keys), what="update"
         )
-        return moved
-
-    def _update(
-        self, params: Params, outer: Params, episodes: Episode, keys: Tensor, rate: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        return _moved(params, outer, self._gradient(params, episodes, keys), rate)
-
-    def _looped_update(
-        self, params: Params, outer: Params, episodes: Episode, keys: Tensor, rate: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        return _moved(params, outer, self._looped_gradient(params, episodes, keys), rate)
+        return after
 
     def outer_step(
         self,
@@ -365,10 +358,8 @@ class Vectorised:
         grads, _, loss = self._outer(params, episodes, keys)
         return grads, loss
 
-    def _outer(
-        self, params: Params, episodes: Episode, keys: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        """Gradient by what is learnt, batch statistics seen, and value of the outer loss."""
+    def _outer(self, params: Params, episodes: Episode, keys: Tensor) -> Found:
+        """Gradient, batch statistics and value of the outer loss."""
         total: Any = None
         for one, at in self._parts(episodes, keys):
             share = len(at) / len(keys)
@@ -376,12 +367,12 @@ class Vectorised:
                 with _memory_for(len(at)):
                     found = self._checkpointed(params, one, at)
             else:
-                ways = self._fast_gradient, self._looped_gradient
+                ways = self._fast_gradient, self._slow_gradient
                 found = self._either(*ways, params, one, at, tasks=len(at), what="gradient")
             if share < 1:
                 found = map_tensors(lambda x, share=share: x * share, found)
             total = found if total is None else map_tensors(torch.add, total, found)
-        mean: tuple[Params, Params, Tensor] = total
+        mean: Found = total
         return mean
 
     def _in_parts(self, keys: Tensor) -> bool:
@@ -394,96 +385,10 @@ class Vectorised:
             rows = slice(start, start + count)
             yield select(episodes, rows), keys[rows]
 
-    def _gradient(
-        self, params: Params, episodes: Episode, keys: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        learnt = _learnt(params)
-
-        def mean_loss(learnt: Params) -> tuple[Tensor, Params]:
-            def one(episode: Episode, key: Tensor) -> tuple[Tensor, Params]:
-                return self._loss({**params, **learnt}, episode, key)
-
-            losses, seen = vmap(one)(episodes, keys)
-            return losses.mean(), {name: value.mean(0) for name, value in seen.items()}
-
-        grads, (loss, seen) = grad_and_value(mean_loss, has_aux=True)(learnt)
-        return grads, seen, loss
-
-    def _looped_gradient(
-        self, params: Params, episodes: Episode, keys: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        """One task after another; no task's graph outlives it."""
-        learnt, total, n = _learnt(params), None, size(episodes)
-        for t in range(n):
-
-            def one(learnt: Params, t: int = t) -> tuple[Tensor, Params]:
-                return self._loss({**params, **learnt}, select(episodes, t), keys[t])
-
-            grads, (loss, seen) = grad_and_value(one, has_aux=True)(learnt)
-            found = (grads, seen, loss)
-            total = found if total is None else map_tensors(torch.add, total, found)
-        mean: tuple[Params, Params, Tensor] = map_tensors(lambda x: x / n, total)
-        return mean
-
     def _loss(self, params: Params, episode: Episode, key: Tensor) -> tuple[Tensor, Params]:
         with in_precision(self.precision, key.device), recording() as seen:
             loss = self.learner.outer_loss(params, episode, key)
         return loss, seen
-
-    def _checkpointed(
-        self, params: Params, episodes: Episode, keys: Tensor
-    ) -> tuple[Params, Params, Tensor]:
-        """Outer gradient by one pull-back a step, from the last to the first.
-
-        Chain rule by hand: with states s_0, ..., s_k of the tasks only, the step from
-        s_i is run again to pull the gradient by s_{i+1} back to s_i and the parameters.
-        """
-        support, learner = episodes.support, self.learner
-
-        def begin(params: Params) -> State:
-            def one(support: Examples, key: Tensor) -> State:
-                with in_precision(self.precision, key.device):
-                    return learner.begin(params, support, key, training=True)
-
-            made: State = map_tensors(Tensor.contiguous, vmap(one)(support, keys))
-            return made
-
-        def end(params: Params, moving: list[Tensor], state: State) -> Tensor:
-            def one(state: State, query: Examples) -> Tensor:
-                with in_precision(self.precision, query.x.device):
-                    last = learner.finish(state, training=True)
-                    return learner.query_loss(params, last, query)
-
-            return vmap(one)(with_floats(state, moving), episodes.query).mean()
-
-        with torch.no_grad():
-            states = [begin(params)]
-            for index in range(learner.steps(training=True)):
-                at = torch.full((), index, device=keys.device)
-                states.append(self._fast_step(params, states[-1], support, at))
-        (grads, back), loss = grad_and_value(end, argnums=(0, 1))(
-            params, floats(states[-1]), states[-1]
-        )
-        for index in reversed(range(len(states) - 1)):
-            states.pop()
-            at = torch.full((), index, device=keys.device)
-            more, back = self._fast_pull(params, states[-1], support, at, tuple(back))
-            grads = map_tensors(torch.add, grads, more)
-        pull: Any = vjp(lambda params: floats(begin(params)), params)[1]
-        grads = map_tensors(torch.add, grads, pull(list(back))[0])
-        return _learnt(grads), {}, loss
-
-    def _pull(
-        self, params: Params, state: State, support: Examples, index: Tensor, back: Any
-    ) -> tuple[Params, tuple[Tensor, ...]]:
-        """Pulls a gradient by the floats of a step's outcome back through the step."""
-
-        def run(params: Params, moving: list[Tensor]) -> list[Tensor]:
-            return floats(self._step(params, with_floats(state, moving), support, index))
-
-        pull: Any = vjp(run, params, floats(state))[1]
-        grads, moved = pull(list(back))
-        return grads, tuple(moved)
 
     def _either(
         self,
@@ -522,6 +427,17 @@ class Vectorised:
             return out
 
 
+def _updated(
+    gradient: Callable[..., Found],
+    params: Params,
+    outer: Params,
+    episodes: Episode,
+    keys: Tensor,
+    rate: Tensor,
+) -> tuple[Params, Params, Tensor]:
+    return moved(params, outer, gradient(params, episodes, keys), rate)
+
+
 @contextmanager
 def _memory_for(tasks: int) -> Iterator[None]:
     """Says what to lower where so many tasks do not fit.
@@ -539,22 +455,3 @@ def _memory_for(tasks: int) -> Iterator[None]:
             "fewer, or a smaller model",
             "Lower engine.at_once in training, evaluate.at_once in evaluation.",
         ) from failure
-
-
-def _moved(
-    params: Params, outer: Params, found: tuple[Params, Params, Tensor], rate: Tensor
-) -> tuple[Params, Params, Tensor]:
-    """What an outer update by Adam changes: parameters, optimiser state; and the loss."""
-    grads, seen, loss = found
-    with torch.no_grad():
-        new, outer = Adam(rate).update(_learnt(params), grads, outer)
-        tracked = {
-            name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
-            for name, value in seen.items()
-        }
-    return {**new, **tracked}, outer, loss
-
-
-def _learnt(params: Params) -> Params:
-    """What the outer optimiser changes: all but running statistics and scheduled values."""
-    return {k: p for k, p in params.items() if not k.startswith((TRACKED, SCHEDULED))}
