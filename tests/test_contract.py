@@ -1105,7 +1105,7 @@ def test_a_task_is_learnt_without_asking_for_values(
     outer, rate = engine.outer_state(params), torch.full((), 0.5, dtype=torch.float64)
     with Asking() as asking:
         if type(learner).outer_update is None:
-            engine._update(params, outer, episodes, KEYS, rate)
+            engine._gradient_update(params, outer, episodes, KEYS, rate)
         else:
             engine._rule(params, episodes, KEYS, rate)
         engine.adapt(params, episodes.support, KEYS)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tegu.arrays import read_inputs, taken
 from tegu.datasets import tokens
@@ -40,7 +42,7 @@ class Adapted:
         else:
             inputs = read_inputs(x, "x").to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
-        with torch.no_grad(), taken(inputs):
+        with alone(self.learner.model), torch.no_grad(), taken(inputs):
             out = self.learner.predict(self.params, self.state, inputs, mask)
         return out[:, : len(self.labels)] if self.labels else out
 
@@ -122,6 +124,19 @@ class Adapted:
             )
         own = learner.for_ways(len(labels)) if labels else learner
         return cls(own, params, state, labels, n_targets)
+
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_GUARD = threading.Lock()  # of the table above
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """One thread at a time in a model: weights of a task stand in it while it is called."""
+    with _GUARD:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield
 
 
 def limits(learner: Learner) -> tuple[int, int]:

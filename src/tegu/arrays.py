@@ -60,8 +60,12 @@ def read_inputs(x: Any, name: str) -> Tensor:
         InputError: it is empty, no table of numbers, or holds NaN or infinity.
     """
     try:
+        if isinstance(x, (list, tuple)) and x and all(isinstance(row, Tensor) for row in x):
+            x = torch.stack([row.detach() for row in x])
         tensor = x.detach() if isinstance(x, Tensor) else torch.as_tensor(_packed(np.asarray(x)))
-    except (TypeError, ValueError) as failure:
+        if tensor.is_complex():
+            raise TypeError("complex numbers")
+    except (TypeError, ValueError, RuntimeError) as failure:
         raise InputTypeError(
             f"{name} is a {type(x).__name__} that is no table of numbers",
             "a tensor, an array or nested lists of equal length",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+import sys
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +17,8 @@ from numpy.typing import NDArray
 from tegu.errors import InputError, unknown
 
 LARGEST = 64_000_000  # bytes of a file
-DELIMITERS = (",", "\t", ";")
+DELIMITERS = ("\t", ";", ",")  # a comma may belong to a number or a name
+LOOKED_AT = 100  # lines, to tell what separates columns
 
 
 @dataclass(frozen=True)
@@ -66,42 +71,45 @@ def read_columns(path: Path, *, environment: str | None = None) -> Columns:
             differ in length, or a cell holds no finite number.
     """
     rows = _cells(path)
-    names, first = [f"column {i + 1}" for i in range(len(rows[0][1]))], 0
-    if not any(_number(cell) is not None for cell in rows[0][1]):
-        names, first = [cell.strip() or old for cell, old in zip(rows[0][1], names, strict=True)], 1
-    rows = rows[first:]
-    if not rows:
-        raise InputError(
-            f"{path} holds a header and no rows",
-            "rows of numbers",
-            "Check that it is the right file.",
-        )
+    first = next(rows)
+    names = [f"column {i + 1}" for i in range(len(first[1]))]
+    if any(_number(cell) is not None for cell in first[1]):
+        rows = itertools.chain([first], rows)
+    else:
+        names = [cell.strip() or old for cell, old in zip(first[1], names, strict=True)]
     at = None if environment is None else _column(environment, names, path)
-    values = np.empty((len(rows), len(names) - (at is not None)))
-    for i, (line, cells) in enumerate(rows):
+    numbers, labels = array("d"), []
+    for line, cells in rows:
         if len(cells) != len(names):
             raise InputError(
                 f"line {line} of {path} has {len(cells)} columns",
                 f"{len(names)} columns, as in the lines before",
                 "Mend that line, or separate all cells alike.",
             )
-        numbers = [j for j in range(len(cells)) if j != at]
-        for k, j in enumerate(numbers):
-            values[i, k] = _finite(cells[j], line, names[j], path)
-    labels = None if at is None else tuple(cells[at].strip() for _, cells in rows)
-    if labels and not all(labels):
-        line = rows[labels.index("")][0]
-        raise InputError(
-            f"line {line} of {path} has no label in {names[at or 0]}",
-            "an environment for each row",
-            "Fill it in, or drop that row.",
-        )
+        for j, cell in enumerate(cells):
+            if j != at:
+                numbers.append(_finite(cell, line, names[j], path))
+            elif label := cell.strip():
+                labels.append(sys.intern(label))
+            else:
+                raise InputError(
+                    f"line {line} of {path} has no label in {names[j]}",
+                    "an environment for each row",
+                    "Fill it in, or drop that row.",
+                )
     kept = tuple(name for j, name in enumerate(names) if j != at)
-    return Columns(kept, values, labels)
+    if not numbers and not labels:
+        raise InputError(
+            f"{path} holds a header and no rows",
+            "rows of numbers",
+            "Check that it is the right file.",
+        )
+    values = np.frombuffer(numbers).reshape(-1, len(kept)) if kept else np.empty((len(labels), 0))
+    return Columns(kept, values, None if at is None else tuple(labels))
 
 
-def _cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Line numbers and cells of every line that counts."""
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of every line that counts, one at least."""
     if not path.exists():
         raise InputError(f"there is no file {path}", "a text file of numbers", "Check the path.")
     if path.is_dir():
@@ -113,25 +121,44 @@ def _cells(path: Path) -> list[tuple[int, list[str]]]:
             f"{path} has {size:,} bytes", f"at most {LARGEST:,}", "Take a sample of its rows."
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        some = list(itertools.islice(_lines(path), LOOKED_AT))
+        if not some:
+            raise InputError(
+                f"{path} is empty", "rows of numbers", "Check that it is the right file."
+            )
+        mark = _delimiter([line for _, line in some])
+        for number, line in _lines(path):
+            yield number, _split(line, mark)
     except UnicodeDecodeError:
         raise InputError(
             f"{path} is not text in UTF-8", "CSV, or columns between blanks", "Export it as CSV."
         ) from None
-    lines = [
-        (number, line)
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if not lines:
-        raise InputError(f"{path} is empty", "rows of numbers", "Check that it is the right file.")
-    mark = next((mark for mark in DELIMITERS if mark in lines[0][1]), None)
-    if mark is None:
-        return [(number, line.split()) for number, line in lines]
-    try:
-        return [(number, next(csv.reader([line], delimiter=mark))) for number, line in lines]
     except csv.Error as failure:
         raise InputError(f"{path}: {failure}", "cells of numbers", "Export it as CSV.") from failure
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                yield number, line.rstrip("\n")
+
+
+def _delimiter(lines: list[str]) -> str | None:
+    """What cuts all lines into equally many cells, two at least; None for white space."""
+    for mark in DELIMITERS:
+        counts = {len(_split(line, mark)) for line in lines}
+        if len(counts) == 1 and counts != {1}:
+            return mark
+    return next((mark for mark in DELIMITERS if mark in lines[0]), None)
+
+
+def _split(line: str, mark: str | None) -> list[str]:
+    if mark is None:
+        return line.split()
+    if '"' not in line:
+        return line.split(mark)
+    return next(csv.reader([line], delimiter=mark))
 
 
 def _number(cell: str) -> float | None:
@@ -143,6 +170,12 @@ def _number(cell: str) -> float | None:
 
 def _finite(cell: str, line: int, name: str, path: Path) -> float:
     value = _number(cell)
+    if value is None and _number(cell.replace(",", ".")) is not None:
+        raise InputError(
+            f"line {line} of {path} holds '{cell.strip()[:40]}' in {name}",
+            "a number with a decimal point",
+            "Export it with points, not commas.",
+        )
     if value is None and cell.strip():
         raise InputError(
             f"line {line} of {path} holds '{cell.strip()[:40]}' in {name}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tegu.meta import MetaLearned, meta_train
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
+SHAPING = ("hidden_size", "layers", "n_way")  # settings that the network is built by
 SHOTS = 10  # examples of a class in a training task, where classes have so many
 QUERIES = 15  # at most, of each class of a test task
 
@@ -37,7 +38,8 @@ QUERIES = 15  # at most, of each class of a test task
 class ReptileEstimator:
     """Meta-learns from arrays, and learns tasks of classes that it has never seen.
 
-    Bring inputs to the order of 1 first: one learning rate serves all of them.
+    Bring inputs to the order of 1 first: one learning rate serves all of them. After `fit`,
+    `learning_rate`, `steps`, `n_shot` and `n_way` up to what it was can be set to other values.
 
     Args:
         hidden_size: width of each hidden layer.
@@ -79,6 +81,7 @@ class ReptileEstimator:
     steps: int = 50
     seed: int = 0
     learned: MetaLearned | None = field(default=None, init=False, repr=False)
+    _built: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("hidden_size", 1), ("layers", 1), ("n_way", 2), ("n_shot", 1)):
@@ -124,6 +127,7 @@ class ReptileEstimator:
                 or there are fewer classes than `n_way`.
         """
         tasks = self.tasks(x, y, training=True)
+        built = {name: int(getattr(self, name)) for name in SHAPING}
         self.learned = meta_train(
             self.learner(_width(tasks.data)),
             tasks,
@@ -132,6 +136,7 @@ class ReptileEstimator:
             seed=self.seed,
             progress=progress,
         )
+        self._built = built
         return self
 
     def evaluate(self, x: Any, y: Any, *, episodes: int = 600) -> Result:
@@ -169,7 +174,8 @@ class ReptileEstimator:
                 f"rows of {width} numbers, as in fit",
                 "Reshape x.",
             )
-        return self.learned
+        now: Any = {"inner_lr": self.learning_rate, "eval_steps": self.steps}
+        return MetaLearned(replace(self.learned.learner, **now), self.learned.params)
 
     def save(self, path: str | Path) -> None:
         """Writes settings and what was meta-learned to one file, whole or not at all."""
@@ -177,7 +183,7 @@ class ReptileEstimator:
         width = next(iter(learned.learner.model.parameters())).shape[1]
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in settings.items()}
-        told = json.dumps({"estimator": plain, "width": width})
+        told = json.dumps({"estimator": plain, "built": self._built, "width": width})
         save_checkpoint(Path(path), Checkpoint(learned.params, {}, 0, self.seed, told, {}))
 
     @classmethod
@@ -187,7 +193,10 @@ class ReptileEstimator:
         with described(path, "estimator", "ReptileEstimator.save"):
             told = json.loads(saved.recipe)
             one = cls(**told["estimator"])
-            learner = one.learner(int(told["width"]))
+            built = told.get("built", {})  # earlier versions had what the settings say
+            one._built = {name: int(built.get(name, getattr(one, name))) for name in SHAPING}
+            whole = cls(**{**told["estimator"], **one._built})
+            learner = whole.learner(int(told["width"]))
         one.learned = MetaLearned(learner, fitting(saved.params, learner, where=path))
         return one
 

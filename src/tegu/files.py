@@ -38,3 +38,18 @@ def write_atomic(path: Path, data: bytes) -> None:
 def hidden(path: Path) -> Path:
     """A new name beside a path, which begins with a dot and the path's own."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def check_file(file: str, largest: int) -> int:
+    """Bytes of a file that is about to be read.
+
+    Raises:
+        ValueError: there is no such file, or it is too large.
+    """
+    if os.path.isdir(file):
+        raise ValueError("a folder")
+    if not os.path.isfile(file):
+        raise ValueError("a broken link" if os.path.islink(file) else "no such file")
+    if (size := os.stat(file).st_size) > largest:
+        raise ValueError(f"{size:,} bytes, more than {largest:,}")
+    return size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,11 +39,14 @@ class Job:
         recipe: every setting.
         data_dir: a folder of data sets to look in first.
         ranks: the processes that share its work; each makes the same job.
+        n_classes: of a training that is over, for a learner that is pre-trained on all of
+            them; 0 for those that the data have.
     """
 
     recipe: Recipe
     data_dir: Path | None = None
     ranks: Ranks = ALONE
+    n_classes: int = 0
 
     def __post_init__(self) -> None:
         self._check_pair()
@@ -235,7 +238,9 @@ class Job:
     def learner(self) -> Learner:
         """The algorithm around its model."""
         pretrains = LEARNERS[self.recipe.learner["name"]].pretrains
-        return self.learner_of(self.data("meta_train").n_classes if pretrains else 0)
+        if not pretrains:
+            return self.learner_of(0)
+        return self.learner_of(self.n_classes or self.data("meta_train").n_classes)
 
     def learner_of(self, n_classes: int) -> Learner:
         """The algorithm around its model, without a look at the data.
@@ -310,16 +315,46 @@ class Job:
     ) -> tuple[Params, Progress]:
         """Meta-learning, into a run folder."""
         train = self.recipe.train
+        classes = self._changing_classes("meta_train") if folder else None
+        known = self.recipe.plain(), self.ranks.job, recipes.alike, classes
         return meta_train(
             self.training_engine,
             self.training_tasks(),
             self.settings,
-            run=Run(folder, self.recipe.plain(), self.ranks.job, recipes.alike) if folder else None,
+            run=Run(folder, *known) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,
             progress=progress,
             ranks=self.ranks,
         )
+
+    def _changing_classes(self, split: str) -> dict[str, int] | None:
+        """Classes of a split and their sizes, where a user may change them."""
+        if not self.recipe.data.changes:
+            return None
+        data = self.data(split)
+        return dict(zip(data.class_names, data.counts.tolist(), strict=True))
+
+    def check_unseen(self, trained_on: Collection[str]) -> None:
+        """Refuses to score classes that a run was trained on as if they were new to it.
+
+        Args:
+            trained_on: their names.
+
+        Raises:
+            InputError: the split that is scored has one of them.
+        """
+        split = self.recipe.evaluate.split
+        if split == "meta_train" or not self.recipe.data.changes:
+            return
+        if both := sorted(set(self.data(split).class_names) & set(trained_on)):
+            raise InputError(
+                f"{len(both)} of the classes of {split} that the run was trained on: "
+                f"{', '.join(both[:3])}",
+                "classes that it has not seen: the data have changed since",
+                "Put the data back as they were, train another run, or name other data with "
+                "--set data.path=FOLDER.",
+            )
 
     def _validate(self, params: Params) -> float:
         train, measure = self.recipe.train, self.measure

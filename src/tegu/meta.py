@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.adapted import Adapted, fitting, limits
+from tegu.adapted import Adapted, alone, fitting, limits
 from tegu.arrays import read_inputs, read_labels, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -71,7 +71,8 @@ class MetaLearned:
             )
         inputs = read_inputs(x, "x")
         some = next(iter(self.params.values()))
-        inputs = inputs.to(some.device, some.dtype)
+        # A copy: a task may keep its examples, and arrays are filled anew.
+        inputs = inputs.to(some.device, some.dtype, copy=True)
         labels: tuple[Hashable, ...] = ()
         if regresses(self.learner.loss):
             targets = read_inputs(y, "y").to(inputs)
@@ -106,7 +107,7 @@ class MetaLearned:
                 "two classes or more",
                 "Add examples of another class, of everything else, say.",
             ) from failure
-        with torch.no_grad():
+        with alone(self.learner.model), torch.no_grad():
             with taken(inputs):
                 if labels:
                     width = learner.forward(self.params, inputs[:1]).shape[-1]
@@ -145,22 +146,27 @@ class MetaLearned:
             torch.ones(len(commands), dtype=torch.bool, device=device),
         )
         key = keys.key(seed, "adapt", device=device)
-        with torch.no_grad():
+        with alone(model), torch.no_grad():
             state = self.learner.adapt(self.params, support, key)
         return Adapted(self.learner, self.params, state, ())
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         inputs = read_inputs(x, "x").to(next(iter(self.params.values())))
-        with torch.no_grad(), taken(inputs):
+        with alone(self.learner.model), torch.no_grad(), taken(inputs):
             return self.learner.features(self.params, inputs)
 
     def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
-        """Score on many episodes; see `tegu.engine.evaluate.evaluate`."""
+        """Score on many episodes; see `tegu.engine.evaluate.evaluate`.
+
+        Raises:
+            InputError: tasks of more ways than the model has outputs.
+        """
         measure = measure_of(self.learner.loss)
         settings = {"score": measure.score, "metric": measure.metric, **settings}
         n_way = getattr(tasks, "n_way", 0)
         learner = self.learner.for_ways(n_way) if n_way else self.learner
+        _check_outputs(learner, tasks)
         return evaluate(Vectorised(learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:
@@ -268,6 +274,12 @@ def _check_tasks(learner: Learner, tasks: Tasks) -> None:
                 else "Pass tegu.FewShotTasks(data, n_way=5, n_shot=1, n_query=5), say.",
             )
         return
+    _check_outputs(learner, tasks)
+
+
+def _check_outputs(learner: Learner, tasks: Tasks) -> None:
+    """Refuses tasks of more classes than the learner can answer with."""
+    name = type(learner).__name__
     told, asked = getattr(learner, "n_way", 0), getattr(tasks, "n_way", 0)
     if asked and not told and learner.loss is cross_entropy:
         one = tasks.episodes(torch.arange(1)).support.x[0, :1]

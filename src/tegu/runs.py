@@ -11,8 +11,8 @@ from tegu.adapted import fitting
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.run import LARGEST, Run
 from tegu.errors import InputError
+from tegu.inner import Params
 from tegu.job import Job
-from tegu.learners import LEARNERS
 from tegu.meta import MetaLearned
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -36,10 +36,13 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     params = checkpoint_of(place, plain).params
     # What served the training would change the program that this one is part of.
     serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
-    recipe = recipes.parse(plain, serving)
-    pretrained = LEARNERS[recipe.learner["name"]].pretrains
-    learner = Job(recipe).learner_of(len(params["classifier/weight"]) if pretrained else 0)
+    learner = Job(recipes.parse(plain, serving)).learner_of(classes_of(params))
     return MetaLearned(learner, fitting(params, learner, where=place / CHECKPOINT))
+
+
+def classes_of(params: Params) -> int:
+    """Classes that a learner was pre-trained on; 0 for one that was not."""
+    return len(params.get("classifier/weight", ()))
 
 
 def recipe_of(run: Path) -> dict[str, Any]:

@@ -27,13 +27,14 @@ from tegu.console import bar, say, training
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.precision import half_pays
 from tegu.engine.profile import Watch
-from tegu.engine.run import read_metrics
+from tegu.engine.run import read_classes, read_metrics
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS
-from tegu.runs import CHECKPOINT, checkpoint_of, recipe_of
+from tegu.learners.learner import TRACKED
+from tegu.runs import CHECKPOINT, checkpoint_of, classes_of, recipe_of
 from tegu.sources import Source
 
 
@@ -122,7 +123,7 @@ def _beside(job: Job, arguments: argparse.Namespace, overrides: dict[str, Any]) 
 def _later(recipe: dict[str, Any]) -> tuple[str, ...]:
     """The learner's settings that training made no use of."""
     settings = recipe["learner"]
-    name = settings.get("name") if isinstance(settings, dict) else None
+    name = str(settings.get("name")) if isinstance(settings, dict) else ""
     return LEARNERS[name].later if name in LEARNERS else ()
 
 
@@ -144,14 +145,19 @@ def evaluate_run(
                     "Train another run with it.",
                 )
         checkpoint = checkpoint_of(arguments.run, recipe)
+        classes = None if "data.path" in overrides else read_classes(arguments.run)
         told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
         training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
         training["meta_iterations"] = checkpoint.iteration
-        return {"recipe": recipe, "training": training}, (checkpoint.params,)
+        found = {"recipe": recipe, "training": training, "classes": [*(classes or ())]}
+        return found, (checkpoint.params,)
 
     saved, (params,) = ranks.from_first(read)
     with ranks.agreement():
-        job = Job(recipes.parse(saved["recipe"], overrides), arguments.data_dir, ranks)
+        # Tasks of an evaluation are drawn where they are learnt.
+        recipe = recipes.parse(saved["recipe"], {"engine.workers": 0, **overrides})
+        job = Job(recipe, arguments.data_dir, ranks, n_classes=classes_of(params))
+        job.check_unseen(saved["classes"])
         params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
     params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
     if ranks.first:
@@ -177,7 +183,8 @@ def info(arguments: argparse.Namespace) -> Outcome:
     recipe, checkpoint = recipes.parse(plain), checkpoint_of(arguments.run, plain)
     metrics = read_metrics(arguments.run / "metrics.jsonl")
     names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
-    weights = sum(v.numel() for k, v in checkpoint.params.items() if "/" not in k)
+    beside = ("inner/", TRACKED)  # state of an optimiser, and what normalisation has seen
+    weights = sum(v.numel() for k, v in checkpoint.params.items() if not k.startswith(beside))
     document = {
         "run": str(arguments.run),
         "recipe": recipe.name,

@@ -43,7 +43,7 @@ def check_output(path: Path) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> str:
     """The options that change a result, for its record; paths stay out of it."""
-    named = [item for item in arguments.set if not item.startswith("data.path")]
+    named = [item for item in arguments.set if not item.strip().startswith("data.path")]
     words = [f" --set {shlex.quote(item)}" for item in named]
     for name in ("threads", "episodes"):
         if (value := getattr(arguments, name, None)) is not None:

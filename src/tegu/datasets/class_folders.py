@@ -19,7 +19,7 @@ from tegu.errors import InputError
 
 SHARES = (64, 16, 20)  # of the classes, in the proportion of miniImageNet
 DEEPEST = 16  # folders inside each other
-OTHERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+OTHERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
 class FileForm(Protocol):
@@ -98,7 +98,7 @@ class Division:
         and cut into three.
         """
         root = keys.key(self.seed, "classes of a folder")
-        marks = torch.tensor([zlib.crc32(os.fsencode(name)) for name in names])
+        marks = torch.tensor([zlib.crc32(_bytes(name)) for name in names])
         order = keys.fold(root, marks).argsort(stable=True).tolist() if names else []
         kept = [i for i in order if sizes[i] >= self.least] or order
         total, parts, at, passed = sum(self.shares), {}, 0, 0
@@ -108,6 +108,11 @@ class Division:
             parts[split] = sorted(kept[at:end])
             at = end
         return parts
+
+
+def _plain(name: str) -> str:
+    """A folder's name without regard to capitals and hyphens, as people write splits."""
+    return name.casefold().replace("-", "_").replace(" ", "_")
 
 
 def _layout(form: FileForm) -> str:
@@ -135,15 +140,21 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
             classes are.
     """
     _check_folder(folder, form)
-    inside = {entry.name for entry in _entries(folder) if entry.is_dir()}
+    inside = {entry.name for entry in _entries(folder) if _is_folder(entry)}
     divided = inside & set(SPLITS)
+    if nearly := sorted(n for n in inside - divided if _plain(n) in SPLITS):
+        raise InputError(
+            f"{folder} holds {nearly[0]}",
+            "meta_train, meta_val and meta_test, written so, or classes",
+            f"Rename it: mv {nearly[0]} {_plain(nearly[0])}",
+        )
     if divided and inside - divided:
         raise InputError(
             f"{folder} holds {sorted(divided)[0]} beside {sorted(inside - divided)[0]}",
             "either meta_train, meta_val and meta_test, or classes",
             "Move one or the other out.",
         )
-    if inside and inside <= OTHERS:
+    if inside and {_plain(name) for name in inside} <= OTHERS:
         raise InputError(
             f"{folder} is divided into {' and '.join(sorted(inside))}",
             "one sub-folder for each class, or meta_train, meta_val and meta_test with "
@@ -177,8 +188,8 @@ def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> N
     below: dict[str, set[str]] = {}
     for one in classes:
         top, _, rest = one.name.partition("/")
-        if rest and top in OTHERS:
-            below.setdefault(top, set()).add(rest)
+        if rest and _plain(top) in OTHERS:
+            below.setdefault(top, set()).add(rest.casefold())
     for first, second in itertools.combinations(sorted(below), 2):
         if both := below[first] & below[second]:
             raise InputError(
@@ -219,7 +230,7 @@ def _walk(folder: Path, form: FileForm) -> list[Class]:
             )
         files, folders = [], []
         for entry in _entries(place):
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in form.suffixes:
                 files.append(entry.path)
@@ -250,6 +261,18 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             "Change its permissions, or move it away.",
         ) from failure
     return sorted(shown, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, say
+        return False
+
+
+def _bytes(name: str) -> bytes:
+    """The same on every machine; of a name that is no text, those that it has on disk."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:

@@ -52,6 +52,7 @@ def _wide(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+LEAST_NOISE = 1e-5  # of the scale: what float64 can factor among neighbours that are alike
 Kernel = Callable[[Tensor, Hyper], Tensor]
 KERNELS: dict[str, Kernel] = {"rbf": rbf, "matern52": matern52, "periodic": periodic}
 
@@ -167,12 +168,6 @@ class GaussianProcesses:
             )
         if self.n_query < 1:
             raise InputError(f"n_query is {self.n_query}", "1 or more", "Raise n_query.")
-        if not 0 < self.noise < math.inf:
-            raise InputError(
-                f"noise is {self.noise}",
-                "a number above 0",
-                "Write 0.02, say: without noise no exact reference can be computed.",
-            )
         for name in ("length", "scale", "period", "x"):
             low, high = getattr(self, name)
             least = -math.inf if name == "x" else 0.0
@@ -182,6 +177,12 @@ class GaussianProcesses:
                     "two finite numbers, the lower first" + (", above 0" if least == 0 else ""),
                     f"Pass {name}=(low, high).",
                 )
+        if not (least := LEAST_NOISE * self.scale[1]) <= self.noise < math.inf:
+            raise InputError(
+                f"noise is {self.noise}",
+                f"a number from {least:g} on, {LEAST_NOISE:g} of the largest scale",
+                "Write 0.02, say: without noise nothing exact can be computed.",
+            )
 
     def _keys(self, index: Tensor) -> Tensor:
         return keys.fold(keys.key(self.seed, "gp", self.split, device=index.device), index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tegu.errors import InputError, unknown
+from tegu.files import check_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,20 +69,17 @@ class Form:
         from PIL import Image, ImageOps
 
         try:
-            if not os.path.isfile(file):
-                raise ValueError("a broken link" if os.path.islink(file) else "no such file")
-            if (size := os.stat(file).st_size) > LARGEST_FILE:
-                raise ValueError(f"{size:,} bytes, more than {LARGEST_FILE:,}")
+            check_file(file, LARGEST_FILE)
             with Image.open(file, formats=FORMATS) as opened:
                 width, height = opened.size
                 if width * height > LARGEST:
                     raise ValueError(f"{width} x {height} pixels, more than {LARGEST:,}")
-                if opened.format == "JPEG":
+                if opened.format in ("JPEG", "MPO"):  # the latter holds several pictures
                     # Decoded at an eighth of the size, say, where that will do.
                     mode, twice = "RGB" if self.channels == 3 else "L", 2 * self.size
                     opened.draft(mode, (twice, twice))
                 image = _eight_bits(ImageOps.exif_transpose(opened), self.channels)
-            return _fitted(image, self)
+            return _pixels(_on_white(_square(image, self)), self)
         # Whatever a decoder raises, it is the file that is wrong: decoders of seven formats raise
         # a dozen types, from struct.error to Pillow's own.
         except Exception as failure:
@@ -95,33 +92,49 @@ class Form:
 
 
 def _eight_bits(image: Image, channels: int) -> Image:
-    """In colour or grey, on white."""
+    """In colour or grey, or in colour with transparency."""
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("pixels that are floating-point numbers")
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("pixels of more than 16 bits")
         # A grey image of 16 bits; Pillow would cut off all above 255.
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGBA")
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _fitted(image: Image, form: Form) -> Tensor:
-    from PIL import ImageOps
+def _square(image: Image, form: Form) -> Image:
+    from PIL import Image, ImageOps
     from PIL.Image import Resampling
 
     square, how = (form.size, form.size), Resampling.BILINEAR
     if form.fit == "crop":
-        image = ImageOps.fit(image, square, how)
-    elif form.fit == "pad":
-        image = ImageOps.pad(image, square, how, color="white")
-    elif image.size != square:
-        image = image.resize(square, how)
+        return ImageOps.fit(image, square, how)
+    if form.fit == "stretch":
+        return image if image.size == square else image.resize(square, how)
+    # Pillow's own `pad` leaves nothing of an image that is longer than 2 * size times its height.
+    width, height = (max(1, round(side / max(image.size) * form.size)) for side in image.size)
+    canvas = Image.new(image.mode, square, "white")
+    middle = round((form.size - width) / 2), round((form.size - height) / 2)
+    canvas.paste(image.resize((width, height), how), middle)
+    return canvas
+
+
+def _on_white(image: Image) -> Image:
+    """Small by now: a large picture is not held three times over."""
+    from PIL import Image
+
+    if image.mode != "RGBA":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def _pixels(image: Image, form: Form) -> Tensor:
+    image = image.convert("RGB" if form.channels == 3 else "L")
     pixels = torch.from_numpy(np.array(image)).reshape(form.size, form.size, form.channels)
     return pixels.permute(2, 0, 1).contiguous()

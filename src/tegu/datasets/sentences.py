@@ -37,6 +37,10 @@ ROWS = 4096  # texts that are hashed at once
 Row = tuple[int, dict[str, Any]]  # line number, and cells by column
 
 
+class ColumnError(InputError):
+    """A table without the column that is asked for."""
+
+
 def load_sentences(
     path: str | Path,
     split: str,
@@ -65,7 +69,7 @@ def load_sentences(
         InputError: no such file or column, a cell that is empty, or no class in the split.
     """
     check_split(split)
-    _check_size(size)
+    check_size(size)
     division = Division(shares=shares, seed=seed, least=least)
     file = Path(path).expanduser()
     texts: dict[str, list[str]] = {}
@@ -106,8 +110,8 @@ def read_sentences(texts: Iterable[str], *, size: int = 2048) -> Tensor:
     Raises:
         InputError: no texts, or scikit-learn is not installed.
     """
-    _check_size(size)
-    listed = [one[:LONGEST] for one in texts]
+    check_size(size)
+    listed = [_encodable(one[:LONGEST]) for one in texts]
     if not listed:
         raise InputError("no texts", "at least one", "Check what was listed.")
     out = np.empty((len(listed), size), np.float32)
@@ -125,7 +129,7 @@ def read_lines(file: Path) -> list[str]:
     Raises:
         InputError: there is no such file, no text in it, or it is too large or not in UTF-8.
     """
-    found = [line.strip() for line in _text(file).splitlines() if line.strip()]
+    found = [line.strip() for line in _text(file).split("\n") if line.strip()]
     if not found:
         raise InputError(f"{file} holds no text", "a text in each line", "Check the path.")
     return found
@@ -149,14 +153,24 @@ def read_texts(file: Path, *, text: str = "", label: str = "") -> Iterator[tuple
                     "a text and a label in each row",
                     "Fill it in, or drop that row.",
                 )
-        yield str(cells[0]), str(cells[1]).strip()
+        yield str(cells[0]), _encodable(str(cells[1])).strip()
     if names is None:
         raise InputError(
             f"{file} holds no rows", "a header, and a row for each text", "Check that it is right."
         )
 
 
-def _check_size(size: int) -> None:
+def _encodable(text: str) -> str:
+    """Without halves of a character, as JSON may hold where an emoji was cut in two."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def check_size(size: int) -> None:
+    """Refuses vectors that cannot be made.
+
+    Raises:
+        InputError: too short or long, or of an odd number.
+    """
     if not SIZES[0] <= size <= SIZES[1] or size % 2:
         raise InputError(
             f"vectors of {size} numbers",
@@ -191,7 +205,7 @@ def _column(file: Path, row: dict[str, Any], given: str, usual: Sequence[str], w
     names = [name for name in row if str(name).strip().lower() in usual]
     if not given and len(names) == 1:
         return names[0]
-    raise InputError(
+    raise ColumnError(
         f"{file} with the columns {', '.join(str(name) for name in row)}",
         f"a column '{given}'"
         if given

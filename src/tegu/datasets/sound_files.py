@@ -7,7 +7,7 @@ Loudness does not matter: decibels are counted from the loudest band of the reco
 
 from __future__ import annotations
 
-import os
+import math
 import wave
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tegu.errors import InputError
+from tegu.files import check_file
 
 LARGEST_FILE = 256 << 20  # bytes
 EXTENSIBLE = 0xFFFE  # how a header says that its form is told further on
 RATES = (1_000, 192_000)  # samples a second
 LOWEST = 60.0  # hertz
+NARROWEST = 2.0  # hertz from a band's lower end to its upper one
+STREAMED = (1 << 31) - 64  # bytes of sound, or more, that a header tells which did not know
 WINDOW, HOP = 0.032, 0.010  # seconds
 RANGE = 80.0  # decibels from the loudest band down to what counts as silence
 
@@ -61,6 +64,17 @@ class Spectrum:
                 f"{2 * LOWEST:g} to {RATES[1] // 2:,}",
                 "Pass highest=4000, say.",
             )
+        if (width := self.narrowest()) < NARROWEST:
+            raise InputError(
+                f"{self.size} bands up to {self.highest:g} hertz, the lowest {width:.2g} wide",
+                f"bands of {NARROWEST:g} hertz at least",
+                "Lower size, or raise highest.",
+            )
+
+    def narrowest(self) -> float:
+        """Width of the lowest band, hertz."""
+        edges = mel_edges(self.size, self.highest)
+        return float(edges[2] - edges[0])
 
     @property
     def bytes(self) -> int:
@@ -80,7 +94,8 @@ class Spectrum:
         """Samples (N,), floating, as bytes (1, size, size)."""
         samples = stretch(samples, round(self.seconds * rate))
         window, hop = round(WINDOW * rate), max(1, round(HOP * rate))
-        points = 1 << (4 * window - 1).bit_length()  # enough for the narrowest band
+        least = max(4 * window, math.ceil(2 * rate / self.narrowest()))
+        points = 1 << (least - 1).bit_length()  # two frequencies in the narrowest band
         spectrum = torch.stft(
             samples,
             points,
@@ -107,17 +122,18 @@ def read_wav(file: str) -> tuple[Tensor, int]:
         InputError: the file is no WAV file of whole numbers, damaged, or too large.
     """
     try:
-        if not os.path.isfile(file):
-            raise ValueError("a broken link" if os.path.islink(file) else "no such file")
-        if (size := os.stat(file).st_size) > LARGEST_FILE:
-            raise ValueError(f"{size:,} bytes, more than {LARGEST_FILE:,}")
+        size = check_file(file, LARGEST_FILE)
         with wave.open(file, "rb") as opened:
             width, channels, rate = (
                 opened.getsampwidth(),
                 opened.getnchannels(),
                 opened.getframerate(),
             )
-            data = opened.readframes(opened.getnframes())
+            frames, wide = opened.getnframes(), width * channels
+            data = opened.readframes(min(frames, size // wide))
+            if len(data) < frames * wide < STREAMED:
+                raise ValueError(f"cut short: {len(data):,} bytes of sound of {frames * wide:,}")
+            data = data[: len(data) // wide * wide]
         if not RATES[0] <= rate <= RATES[1]:
             raise ValueError(f"{rate:,} samples a second")
         samples = _numbers(data, width).reshape(-1, channels).mean(1)
@@ -163,13 +179,19 @@ def mel_bands(count: int, points: int, rate: int, highest: float, *, like: Tenso
     its neighbours'. (O'Shaughnessy 1987, Speech Communication: Human and Machine.)
     """
 
-    def mel(hertz: Tensor) -> Tensor:
-        return 2595 * torch.log10(1 + hertz / 700)
-
-    low, high = mel(torch.tensor([LOWEST, highest], dtype=torch.float64)).tolist()
-    edges = torch.linspace(low, high, count + 2, dtype=torch.float64)
-    edges = 700 * (10 ** (edges / 2595) - 1)
+    edges = mel_edges(count, highest)
     at = torch.arange(points // 2 + 1, dtype=torch.float64) * rate / points
     left, middle, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     rising, falling = (at - left) / (middle - left), (right - at) / (right - middle)
     return torch.minimum(rising, falling).clamp(min=0).to(like)
+
+
+def mel_edges(count: int, highest: float) -> Tensor:
+    """Where bands begin, peak and end, hertz: (count + 2,), float64, even on the mel scale."""
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 2595 * torch.log10(1 + hertz / 700)
+
+    low, high = mel(torch.tensor([LOWEST, highest], dtype=torch.float64)).tolist()
+    edges: Tensor = torch.linspace(low, high, count + 2, dtype=torch.float64)
+    return 700 * (10 ** (edges / 2595) - 1)

@@ -40,7 +40,7 @@ def batches(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
     workers: int = 0,
-) -> Iterator[tuple[int, Episode, Tensor]]:
+) -> Iterator[Drawn]:
     """Iterations first to last - 1, each with its number, episodes and keys.
 
     Iteration i has episodes i * meta_batch and on, however blocks are cut, or those of
@@ -108,6 +108,14 @@ def batches(
             ask(1)
 
 
+Drawn = tuple[int, Episode, Tensor]
+"""An iteration's number, episodes and keys."""
+
+
+class WorkersError(InputError):
+    """A process that draws tasks is gone."""
+
+
 # From episodes' numbers to a function that waits for them.
 Reader = Callable[[Tensor], Callable[[], Episode]]
 
@@ -160,7 +168,7 @@ def _ended() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as failure:
-        raise InputError(
+        raise WorkersError(
             "a process that draws tasks has ended",
             "engine.workers that live as long as the run",
             "Look whether memory is short; resume the run, with fewer workers perhaps.",

@@ -128,7 +128,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             notes=dict(head["notes"]),
             **halves,
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as failure:
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+        OverflowError,
+        RecursionError,
+    ) as failure:
         raise InputError(
             f"{path} is cut short or not a checkpoint ({type(failure).__name__})",
             "a whole file that tegu has written",

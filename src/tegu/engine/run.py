@@ -21,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
+CLASSES = "classes.json"
 
 
 @dataclass
@@ -34,12 +35,15 @@ class Run:
             processes are started again goes on with its own run without being told.
         same: whether two recipes are of one run; a run goes on under its recipe as it was
             written when the run began.
+        classes: of training, and how many examples each has, where they may change from one
+            day to the next; kept in a file `classes.json`.
     """
 
     folder: Path
     recipe: dict[str, Any]
     job: str = ""
     same: Callable[[Any, Any], bool] = operator.eq
+    classes: dict[str, int] | None = None
     _lines: list[str] = field(default_factory=list)
     _held: int | None = field(default=None, repr=False)
 
@@ -63,11 +67,13 @@ class Run:
             raise InputError(
                 f"{self.folder} is a file", "a folder for the run", "Choose another name."
             )
+        with contextlib.suppress(OSError):  # the first file that is written says why not
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._lock()
         # What a kill in the middle of a write leaves behind; see write_atomically.
         unfinished = {
             path
-            for name in (file.name, self.checkpoint.name, "metrics.jsonl", "job")
+            for name in (file.name, self.checkpoint.name, "metrics.jsonl", "job", CLASSES)
             for path in self.folder.glob(f".{name}.*")
         }
         mark = self.folder / "job"
@@ -86,9 +92,10 @@ class Run:
         else:
             self._sign(mark)
             write_atomically(file, json.dumps(self.recipe, indent=1).encode())
-            self._lock()
         for path in unfinished:
             path.unlink(missing_ok=True)
+        if self.classes is not None:
+            self._check_classes(self.classes)
         if not (resume and self.checkpoint.exists()):
             return None
         checkpoint = load_checkpoint(self.checkpoint)
@@ -165,10 +172,49 @@ class Run:
             )
         self.recipe = other
 
+    def _check_classes(self, classes: dict[str, int]) -> None:
+        """Notes down what is trained on, or refuses other data than the run began with."""
+        before = read_classes(self.folder)
+        if before is None:  # a run that begins, or that an earlier version began
+            write_atomically(self.folder / CLASSES, json.dumps(classes).encode())
+        elif before != classes:
+            raise InputError(
+                f"training data of {len(classes)} classes and {sum(classes.values()):,} examples, "
+                f"other than those that {self.folder} began with ({len(before)} and "
+                f"{sum(before.values()):,})",
+                "the same examples, so that the run goes on as if it had never stopped",
+                "Put them back, or begin another run.",
+            )
+
     def log(self, **values: Any) -> None:
         """Adds a line to the metrics."""
         self._lines.append(json.dumps(values))
         write_atomically(self.folder / "metrics.jsonl", ("\n".join(self._lines) + "\n").encode())
+
+
+def read_classes(folder: Path) -> dict[str, int] | None:
+    """Classes that a run was trained on and their sizes; None where it does not say.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = folder / CLASSES
+    if not file.is_file():
+        return None
+    try:
+        if file.stat().st_size > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} bytes")
+        found = json.loads(file.read_bytes())
+        if not all(type(count) is int for count in found.values()):
+            raise ValueError("sizes that are no whole numbers")
+    except (ValueError, AttributeError, RecursionError) as failure:
+        raise InputError(
+            f"{file} is no list of classes ({failure})",
+            "the file that a run has written",
+            "Move it away to go on without a look at whether the data are the same.",
+        ) from failure
+    classes: dict[str, int] = found
+    return classes
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

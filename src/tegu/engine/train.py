@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tegu import origin
-from tegu.engine.batches import BLOCK, batches
+from tegu.engine.batches import BLOCK, Drawn, WorkersError, batches
 from tegu.engine.checkpoint import Checkpoint, save_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
 from tegu.engine.profile import iterated, part
@@ -252,6 +253,16 @@ class _Sitting:
             )
         self.kept = time.monotonic()
 
+    def until_stopped(self, drawn: Iterator[Drawn]) -> Iterator[Drawn]:
+        """The batches; a signal to all processes of a run ends those that draw them, too."""
+        try:
+            yield from drawn
+        except WorkersError:
+            if not self.signals or self.ranks.world > 1:
+                raise
+            self.keep()
+            raise Interrupted(self.signals[0], self.report.iteration) from None
+
 
 def _checked(learner: Learner, tasks: Tasks) -> Episode:
     """An episode, of which the learner can learn."""
@@ -302,19 +313,35 @@ def _sitting(
                 "a checkpoint of the same model",
                 "Choose another folder.",
             )
-        spent = float(saved.notes.get("seconds", 0.0))
-        losses = [float(loss) for loss in saved.notes.get("losses", [])]
-        commits = saved.notes.get("commits", ["unknown"])
-        peak = saved.notes.get("peak_bytes")
-        return [saved.iteration, spent, losses, commits, peak], (saved.params, saved.outer)
+        told = [saved.iteration, *_noted(saved.notes, run.checkpoint)]
+        return told, (saved.params, saved.outer)
 
     (iteration, seconds, losses, commits, peak), found = ranks.from_first(begin)
-    params, outer = ({k: v.to(device) for k, v in one.items()} for one in found)
+    # In the order of a start: sums round as their order has it, and a file has none.
+    params, outer = (
+        {k: one[k].to(device) for k in like} for one, like in zip(found, start, strict=True)
+    )
     report = Progress(iteration, settings.meta_iterations, float("nan"), seconds)
     report.commits, report.peak_bytes = tuple(commits), peak
     if not ranks.first:
         run = progress = None
     return _Sitting(settings, run, progress, ranks, params, outer, report, losses)
+
+
+def _noted(notes: dict[str, Any], file: Path) -> list[Any]:
+    """Seconds spent, losses not reported yet, commits and most memory, as a checkpoint has them."""
+    try:
+        spent = float(notes.get("seconds", 0.0))
+        losses = [float(loss) for loss in notes.get("losses", [])]
+        commits = [str(commit) for commit in notes.get("commits", ["unknown"])]
+        peak = notes.get("peak_bytes")
+        return [spent, losses, commits, None if peak is None else int(peak)]
+    except (TypeError, ValueError, OverflowError) as failure:
+        raise InputError(
+            f"{file} with notes that are none of a run's ({failure})",
+            "a checkpoint that tegu has written",
+            "Take another copy, or start the run again in a new folder.",
+        ) from failure
 
 
 def meta_train(
@@ -370,7 +397,7 @@ def _trained(
     meets = {"others": meeting} if ranks.world > 1 else {}
     # Without a folder there is nothing to save before the end, and Ctrl-C is Python's own.
     with _stop_signals(now.signals) if now.run or meets else contextlib.nullcontext():
-        for iteration, episodes, key in batches(
+        drawn = batches(
             tasks,
             meta_batch=settings.meta_batch,
             seed=settings.seed,
@@ -380,7 +407,8 @@ def _trained(
             device=some.device,
             dtype=some.dtype,
             workers=settings.workers,
-        ):
+        )
+        for iteration, episodes, key in now.until_stopped(drawn):
             done = settings.done(iteration, report.seconds)
             now.params, now.outer, loss = engine.update(
                 now.params,

@@ -261,7 +261,7 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
     raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     before = _name_in(raw, "learner", "reptile")
     # Names first: another name drops the settings of the one before, whatever the order.
-    ordered = sorted((overrides or {}).items(), key=lambda item: not item[0].endswith(".name"))
+    ordered = sorted((overrides or {}).items(), key=lambda item: _rank(item[0]))
     for key, value in ordered:
         section, _, name = key.partition(".")
         if section not in (*NAMED, *SECTIONS):
@@ -270,7 +270,7 @@ def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recip
             raise InputError(f"'{key}'", "SECTION.KEY", f"Write {section}.KEY=VALUE.")
         table = raw.setdefault(section, {})
         _check_table(section, table)
-        if name == "name" and value != table.get("name"):
+        if name == "name" and value != _name_in(raw, section, _usual_name(raw, section)):
             table.clear()  # another model or learner has other settings
         table[name] = value
     if "train.outer_lr" not in (overrides or {}):
@@ -309,6 +309,22 @@ def _take_outer_lr(raw: dict[str, Any], before: str) -> None:
         _check_table("train", table := raw.setdefault("train", {}))
         table["outer_lr"] = usual["train.outer_lr"]
         table.pop("outer_lr_final", None)
+
+
+def _rank(key: str) -> int:
+    """Names before other settings; a model's after those that decide on the usual model."""
+    return (key == "model.name") + 2 * (not key.endswith(".name"))
+
+
+def _usual_name(raw: dict[str, Any], section: str) -> str:
+    """What a section that names nothing is about."""
+    usual = {"data": "glyphs", "learner": "reptile"}
+    if section != "model":
+        return usual.get(section, "")
+    learner, data = (_name_in(raw, s, usual[s]) for s in ("learner", "data"))
+    if learner not in LEARNERS or data not in SOURCES:
+        return ""  # a name that is refused further on
+    return str((LEARNERS[learner].network or SOURCES[data].network)["name"])
 
 
 def _name_in(raw: dict[str, Any], section: str, usual: str) -> str:

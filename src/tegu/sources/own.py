@@ -15,7 +15,7 @@ from tegu.datasets.class_folders import SHARES, Division, FileForm, class_files
 from tegu.datasets.folders import load_files, read_files
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import read_index
-from tegu.datasets.sentences import read_lines, read_texts
+from tegu.datasets.sentences import ColumnError, check_size, read_lines, read_texts
 from tegu.datasets.sound_files import Spectrum
 from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
@@ -33,6 +33,7 @@ class Own(Images):
     """
 
     downloads: ClassVar[bool] = True
+    changes: ClassVar[bool] = True
     # Learners by metric train on more ways; the classes of one's own are few.
     start: ClassVar[Mapping[str, Any]] = {"train.n_way": 5}
 
@@ -252,6 +253,7 @@ class Sentences(Divided):
             raise InputError(
                 f"data.augment={self.augment} for texts", "none", "Leave data.augment out."
             )
+        check_size(self.size)
 
     def inputs(self) -> Inputs:
         return Inputs("vectors", (self.size,))
@@ -271,7 +273,7 @@ class Sentences(Divided):
     def examples(self, place: Path) -> tuple[list[str], list[str]]:
         try:
             pairs = list(read_texts(place, text=self.text, label=self.label))
-        except InputError:  # columns may be called otherwise than where it was trained
+        except ColumnError:  # which may be called otherwise than where it was trained
             if not (self.text or self.label):
                 raise
             pairs = list(read_texts(place))
@@ -302,6 +304,19 @@ class Packed(Own):
             return Inputs("images", (3, 84, 84))
         shape = tuple(read_index(self.place())["shape"])
         return Inputs("images" if len(shape) == 3 else "vectors", shape)
+
+    def varied(self) -> Augment | None:
+        """The augmentation of images; floats may have any range, and it wants 0 to 1."""
+        if self.augment:
+            index = read_index(self.place())
+            if index.get("kind") != "|u1" or len(index["shape"]) != 3:
+                raise InputError(
+                    f"data.augment={self.augment} for a pack of {index.get('kind')} of shape "
+                    f"{tuple(index['shape'])}",
+                    "a pack of images in bytes",
+                    "Leave data.augment out, or pack bytes.",
+                )
+        return super().varied()
 
     def load(self, split: str, data_dir: Path | None) -> ClassDataset:
         return load_packed(self.place(), split)

@@ -72,6 +72,7 @@ class Source:
         start: settings to start from, by dotted key of a recipe.
         cells: figures of a recipe to start from, where these are not by class and shot.
         downloads: whether it needs files that do not come with tegu.
+        changes: whether its classes are a user's, who may add some.
 
     Args:
         validation: split of the progress figure; "": the usual one.
@@ -83,6 +84,7 @@ class Source:
     start: ClassVar[Mapping[str, Any]] = {}
     cells: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     downloads: ClassVar[bool] = False
+    changes: ClassVar[bool] = False
 
     validation: str = ""
 
