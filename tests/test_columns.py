@@ -114,3 +114,35 @@ def test_missing_files_folders_and_large_files(
     monkeypatch.setattr(columns, "LARGEST", 10)
     with pytest.raises(InputError, match=r"has 12 bytes; expected at most 10\. Take a sample"):
         read_columns(write(tmp_path, "1,2\n3,4\n5,6\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Height, cm\tWeight, kg\n1\t2\n", ("Height, cm", "Weight, kg")),
+        ('"dose, mg";"effect"\n1;2\n', ("dose, mg", "effect")),
+        ("a;b,c\n1,2\n", ("a;b", "c")),
+    ],
+)
+def test_what_cuts_all_lines_alike_separates(
+    tmp_path: Path, text: str, names: tuple[str, ...]
+) -> None:
+    table = read_columns(write(tmp_path, text))
+    assert table.names == names
+    np.testing.assert_array_equal(table.values, [[1, 2]])
+
+
+def test_commas_for_points(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds '2,5' in b; .*decimal point.*points, not commas"):
+        read_columns(write(tmp_path, "a;b\n1;2\n1;2,5\n"))
+
+
+def test_labels_alone(tmp_path: Path) -> None:
+    table = read_columns(write(tmp_path, "site\nnorth\nsouth\n"), environment="site")
+    assert table.values.shape == (2, 0)
+    assert table.labels == ("north", "south")
+
+
+def test_a_byte_that_is_no_text_far_down(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not text in UTF-8"):
+        read_columns(write(tmp_path, b"1,2\n" * 5000 + b"\xff,2\n"))

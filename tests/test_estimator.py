@@ -125,3 +125,23 @@ def test_bad_input() -> None:
         one.evaluate(np.ones((24, 5)), y)
     with pytest.raises(InputError, match="1 shots plus 1 queries make 2"):
         one.evaluate(np.ones((6, 12)), "abcdef")
+
+
+def test_settings_after_fit(tmp_path: Path) -> None:
+    """Steps count at once; what the network was built by stays, in the file too."""
+    x, y = arrays(6, seed=0, each=4)
+    one = tegu.ReptileEstimator(**SMALL).fit(x, y)
+    few = one.adapt(x[:8], y[:8]).outputs(x[:8])
+    one.steps, one.n_way, one.hidden_size = 200, 3, 64
+    many = one.adapt(x[:8], y[:8]).outputs(x[:8])
+    assert not torch.equal(few, many)
+    assert one.evaluate(*arrays(3, seed=1), episodes=5).episodes == 5
+    one.save(tmp_path / "one")
+    again = tegu.ReptileEstimator.load(tmp_path / "one")
+    assert (again.steps, again.n_way) == (200, 3)
+    torch.testing.assert_close(again.adapt(x[:8], y[:8]).outputs(x[:8]), many, rtol=0, atol=0)
+    again.save(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    again.n_way = 7
+    with pytest.raises(InputError, match="tasks of 7 ways for a model with 5 outputs"):
+        again.evaluate(*arrays(8, seed=1), episodes=5)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from tegu.engine.run import Run
 from tegu.engine.train import Progress
 from tegu.episodes import Examples
 from tegu.errors import InputError
+from tegu.learners import Maml
 from tegu.losses import accuracy, squared_error
 
 LABELS = {
@@ -511,3 +514,61 @@ def test_a_home_folder_and_whole_numbers_of_numpy(
     learned.save("~/learned")
     again = tegu.MetaLearned.load("~/learned", learner())
     torch.testing.assert_close(again.params, learned.params, rtol=0, atol=0)
+
+
+def test_a_task_keeps_a_copy(toy_images: tegu.ClassDataset) -> None:
+    """Its examples may be needed to answer, and the caller's array be filled anew."""
+    one = Maml(model=tegu.models.Conv4(3, size=8, width=4), inner_lr=0.1)
+    learned = tegu.MetaLearned(one, one.init())
+    buffer = toy_images.tensor[:4].float().numpy().copy()
+    task = learned.adapt(buffer, ["a", "b", "a", "b"])
+    before = task.outputs(buffer[:2].copy())
+    queries = buffer[:2].copy()
+    buffer[:] = 0
+    torch.testing.assert_close(task.outputs(queries), before, rtol=0, atol=0)
+
+
+def test_threads_share_a_model(toy_data: tegu.ClassDataset) -> None:
+    """Weights of a task stand in the one module while it is called."""
+    one = Maml(model=Slow(6, 3), inner_lr=0.1)
+    learned = tegu.MetaLearned(one, one.init())
+    tasks = [learned.adapt(toy_data.tensor[i : i + 2], [0, 1]) for i in range(4)]
+    alone = [task.outputs(toy_data.tensor[:3]) for task in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda t: t.outputs(toy_data.tensor[:3]), tasks))
+            torch.testing.assert_close(together, alone, rtol=0, atol=0)
+    assert {k: v.shape for k, v in one.init().items()} == {
+        k: v.shape for k, v in learned.params.items()
+    }
+
+
+class Slow(torch.nn.Module):
+    """Gives other threads time between two layers."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(width, 4), torch.nn.Linear(4, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).relu()
+        time.sleep(0.002)
+        out: torch.Tensor = self.last(hidden)
+        return out
+
+
+def test_inputs_as_a_list_of_tensors(
+    learned: tegu.MetaLearned, toy_data: tegu.ClassDataset
+) -> None:
+    x = toy_data.tensor[:2]
+    rows = [row.clone().requires_grad_() for row in x]
+    expected = learned.adapt(x, ["a", "b"]).outputs(x)
+    torch.testing.assert_close(learned.adapt(rows, ["a", "b"]).outputs(rows), expected)
+    with pytest.raises(InputError, match="x is a Tensor that is no table of numbers"):
+        learned.adapt(x.to(torch.complex64), ["a", "b"])
+
+
+def test_evaluate_refuses_more_ways_than_outputs(toy_images: tegu.ClassDataset) -> None:
+    one = Maml(model=tegu.models.Conv4(2, size=8, width=4), inner_lr=0.1)
+    with pytest.raises(InputError, match="tasks of 3 ways for a model with 2 outputs"):
+        tegu.MetaLearned(one, one.init()).evaluate(tegu.FewShotTasks(toy_images, 3, 1, 1))

@@ -277,3 +277,55 @@ def test_files_that_do_not_belong_together(run: Path) -> None:
     (run / "recipe.json").write_text(json.dumps(recipe))
     with pytest.raises(InputError, match="belongs to other settings"):
         tegu.load_run(run)
+
+
+def test_what_a_run_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It goes on with the same data, and is not scored on classes that it has seen."""
+    folder, run = colours(tmp_path / "photos"), str(tmp_path / "run")
+    job = trained("simpleshot", "folder", folder, tmp_path / "run", **SMALL)
+    kept = json.loads((tmp_path / "run" / "classes.json").read_text())
+    assert kept == dict.fromkeys([*COLOURS][:3], 3)
+    again = Job(recipes.parse(job.recipe.plain(), {}))
+    again.train(tmp_path / "run", resume=True)  # the same data
+    # A class more of training changes neither what the run is nor how it is scored.
+    shutil.copytree(folder / "meta_train" / "colour 01", folder / "meta_train" / "new")
+    few = ["--set", "evaluate.episodes=4"]
+    assert main(["evaluate", run, "--json", *few]) == 0
+    before = json.loads(capsys.readouterr().out)["cells"]
+    with pytest.raises(InputError, match=r"training data of 4 classes and 12 examples, other than"):
+        Job(recipes.parse(job.recipe.plain(), {})).train(tmp_path / "run", resume=True)
+    shutil.rmtree(folder / "meta_train" / "new")
+    (folder / "meta_train" / "colour 01").rename(folder / "meta_test" / "colour 01")
+    assert main(["evaluate", run, *few]) == 2
+    assert "1 of the classes of meta_test that the run was trained on: colour 01" in (
+        capsys.readouterr().err
+    )
+    assert main(["evaluate", run, *few, "--set", f"data.path={folder}"]) == 0  # as one says so
+    capsys.readouterr()
+    (folder / "meta_test" / "colour 01").rename(folder / "meta_train" / "colour 01")
+    assert main(["evaluate", run, "--json", *few]) == 0
+    assert json.loads(capsys.readouterr().out)["cells"] == before
+    (tmp_path / "run" / "classes.json").write_text("[3]")
+    assert main(["evaluate", run, *few]) == 2
+    assert "classes.json is no list of classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["data.path=../q", " data.path=../q"])
+def test_paths_stay_out_of_results(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained("protonet", "folder", colours(tmp_path / "p"), tmp_path / "run", **SMALL)
+    (tmp_path / "p").rename(tmp_path / "q")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    few = ["--set", "evaluate.episodes=4", "--set", given]
+    assert main(["evaluate", "../run", "--json", *few]) == 0
+    told = capsys.readouterr().out
+    assert "data.path" not in told
+    assert str(tmp_path) not in told
+
+
+def test_a_folder_is_no_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = tmp_path / "new"
+    assert main(["predict", str(run), str(new), str(new)]) == 2
+    assert "cannot be read as an image (a folder)" in capsys.readouterr().err

@@ -164,6 +164,17 @@ def beside(folder: Path) -> None:
             nothing,
             r"the class 'a' of .*p is in test and in train; .*put all images of a class into one",
         ),
+        ({"Training/a": 2, "Testing/a": 2}, nothing, r"is divided into Testing and Training"),
+        (
+            {"Train/A": 2, "Test/a": 2, "notes/b": 2},
+            nothing,
+            r"the class 'a' of .*p is in Test and in Train",
+        ),
+        (
+            {"Meta-Train/a": 2, "meta_test/b": 2},
+            nothing,
+            r"holds Meta-Train; expected meta_train.*written so.*mv Meta-Train meta_train",
+        ),
         (
             {"meta_train/a": 2, "meta_test/a": 2},
             nothing,
@@ -252,6 +263,30 @@ def test_proportions(tmp_path: Path) -> None:
     assert padded[:, 0].unique().tolist() == [255]  # added above
     np.testing.assert_array_equal(padded[:, 4:8].numpy(), np.asarray(image).transpose(2, 0, 1))
     assert decode(file, Form(12, 3, "stretch"))[1, :, 6].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [(300, 3), (3, 300)])
+def test_a_line_is_kept_on_white(size: tuple[int, int], tmp_path: Path) -> None:
+    file = saved(Image.new("RGB", size, "black"), tmp_path / "line.png")
+    found = decode(file, Form(16, 1, "pad"))
+    assert int((found == 0).sum()) == 16  # one row or column of it
+    assert int((found == 255).sum()) == 16 * 15
+
+
+def test_a_transparent_picture_is_shrunk_before_white_comes_under_it(tmp_path: Path) -> None:
+    """Half red, half of nothing that is black underneath: no grey comes between the two."""
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 32, 64))
+    found = decode(saved(image, tmp_path / "a.png"), Form(8, 3, "stretch"))
+    assert found[0].min() >= 250  # red and white alike
+    assert found[1, :, :3].max() <= 5
+    assert found[1, :, 5:].min() >= 250
+
+
+def test_a_link_to_itself_is_passed_over(tmp_path: Path, photos: Photos) -> None:
+    folder = photos(tmp_path / "p", MANY)
+    (folder / "round").symlink_to("round")
+    assert "round" not in [name for part in named(folder).values() for name in part]
 
 
 def test_pictures_are_turned_as_the_camera_says(tmp_path: Path) -> None:

@@ -224,3 +224,13 @@ def test_bad_requests_are_refused(settings: dict[str, Any], told: str) -> None:
 def test_the_periodic_kernel_has_no_inferred_reference() -> None:
     with pytest.raises(InputError, match="Take rbf or matern52"):
         GaussianProcesses(kernel="periodic").inferred_log_likelihood(SOME)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "periodic"])
+def test_the_least_noise_can_be_drawn(kernel: str) -> None:
+    """For the smoothest functions, at many points."""
+    tasks = GaussianProcesses(kernel=kernel, n_support=(40, 46), length=(9.0, 9.0), noise=1e-5)
+    drawn = tasks.episodes(torch.arange(20))
+    assert drawn.query.y.isfinite().all()
+    with pytest.raises(InputError, match=r"noise is 1e-06; expected a number from 1e-05 on"):
+        GaussianProcesses(noise=1e-6)

@@ -11,7 +11,7 @@ import torch
 
 import tegu
 from tegu.datasets import load_sentences, sentences
-from tegu.datasets.sentences import read_texts
+from tegu.datasets.sentences import read_lines, read_texts
 from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
 
@@ -169,3 +169,18 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
         tegu.read_sentences(["a"])
     with pytest.raises(InputError, match="no texts"):
         tegu.read_sentences([])
+
+
+def test_half_an_emoji_is_no_obstacle(tmp_path: Path) -> None:
+    """As JavaScript leaves it where a text is cut."""
+    file = tmp_path / "texts.jsonl"
+    rows = [{"text": f"thanks {i} \ud83d", "label": f"kind{i % 3} \ud83d"} for i in range(9)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    data = load_sentences(file, "meta_train", size=64, shares=(1, 0, 0))
+    assert data.counts.tolist() == [3, 3, 3]
+    assert data.tensor.isfinite().all()
+
+
+def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_bytes("one\u2028still one\r\ntwo\x0b too\n".encode())
+    assert read_lines(tmp_path / "asked.txt") == ["one\u2028still one", "two\x0b too"]

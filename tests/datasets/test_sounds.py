@@ -89,6 +89,7 @@ def test_files_that_are_no_recordings(tmp_path: Path, monkeypatch: pytest.Monkey
         ("riff.wav", b"RIFFxxxxAVI ", "not a WAVE file"),
         ("cut.wav", data[:20], "EOFError|chunk missing"),
         ("floats.wav", floats, "unknown.*format"),
+        ("stub.wav", data[:-100], r"cut short: 100 bytes of sound of 200"),
         ("empty.wav", data[:40] + b"\0\0\0\0", "no samples"),
         ("slow.wav", data[:24] + b"\x01\0\0\0" + data[28:], "1 samples a second"),
     ):
@@ -178,6 +179,23 @@ def test_neighbouring_bands_share_every_frequency() -> None:
     torch.testing.assert_close(ones, torch.ones_like(ones), rtol=0, atol=1e-9)
 
 
+def test_every_band_hears_something() -> None:
+    """The narrowest that are allowed, at a rate whose frequencies lie far apart."""
+    loud = torch.from_numpy(noise(0, 96_000)).float()
+    picture = Spectrum(512, 0.5, 4000.0).picture(loud, 192_000)
+    assert int(picture[0].amax(1).min()) > 0
+
+
+def test_a_recording_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
+    data = save(tmp_path / "a.wav", noise(0, 100)).read_bytes()
+    streamed = data[:4] + b"\xff" * 4 + data[8:40] + b"\xff" * 4 + data[44:]
+    (tmp_path / "b.wav").write_bytes(streamed)
+    whole, rate = read_wav(str(tmp_path / "a.wav"))
+    found, same = read_wav(str(tmp_path / "b.wav"))
+    assert rate == same
+    torch.testing.assert_close(found, whole)
+
+
 def test_loudness_and_rate_do_not_matter() -> None:
     def picture(rate: int, loud: float) -> Tensor:
         chirp = loud * np.sin(2 * np.pi * 300 * np.exp(np.arange(rate) / rate * 2))
@@ -204,6 +222,7 @@ def test_the_loudest_stretch_or_silence_around() -> None:
         ({"seconds": 0.0}, "recordings of 0 seconds; expected 0.1 to 60"),
         ({"seconds": float("nan")}, "recordings of nan seconds"),
         ({"highest": 100.0}, "bands up to 100 hertz; expected 120 to 96,000"),
+        ({"size": 512, "highest": 120.0}, "the lowest 0.23 wide; expected bands of 2 hertz"),
     ],
 )
 def test_forms_that_are_refused(settings: dict[str, float], text: str) -> None:

@@ -15,7 +15,13 @@ import torch
 from safetensors.torch import save
 
 from tegu.engine import checkpoint as module
-from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from tegu.engine.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from tegu.errors import InputError
 
 
@@ -207,3 +213,12 @@ def test_a_folder_that_is_a_file(some: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be written: (File exists|Not a directory)"):
         write_atomically(tmp_path / "f" / "c", b"x")
     assert (tmp_path / "f").read_text() == "mine"
+
+
+@pytest.mark.parametrize("head", ['{"iteration": Infinity}', "[" * 99_999])
+def test_a_head_that_was_made_up(head: str, tmp_path: Path) -> None:
+    file = tmp_path / "made-up"
+    told = head.replace("{", f'{{"format": "{FORMAT}", ')
+    file.write_bytes(save({"params/w": torch.zeros(1)}, metadata={"tegu": told}))
+    with pytest.raises(InputError, match="is cut short or not a checkpoint"):
+        load_checkpoint(file)

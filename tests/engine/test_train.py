@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.checkpoint import load_checkpoint
+from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
 from tegu.engine.run import Run, read_metrics
 from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -533,3 +534,57 @@ def test_a_run_by_time_that_has_ended_stays_as_it_is(
     same(again, params)
     assert report.iteration == last.iteration < 60
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "notes", [{"losses": 5}, {"seconds": "long"}, {"peak_bytes": []}, {"commits": 3}]
+)
+def test_notes_that_are_none(notes: dict[str, Any], tasks: FewShotTasks, tmp_path: Path) -> None:
+    """They lie outside of the digest."""
+    run = Run(tmp_path / "run", RECIPE)
+    meta_train(engine(), tasks, Settings(2), run=run)
+    save_checkpoint(run.checkpoint, replace(load_checkpoint(run.checkpoint), notes=notes))
+    with pytest.raises(InputError, match="with notes that are none of a run's"):
+        meta_train(engine(), tasks, Settings(4), run=Run(tmp_path / "run", RECIPE), resume=True)
+
+
+def test_parameters_keep_their_order(tasks: FewShotTasks, tmp_path: Path) -> None:
+    """A file has none, and sums over parameters round as their order has it."""
+    run = Run(tmp_path / "run", RECIPE)
+    params, _ = meta_train(engine(), tasks, Settings(2), run=run)
+    saved = load_checkpoint(run.checkpoint)
+    turned = replace(saved, params=dict(reversed(saved.params.items())))
+    save_checkpoint(run.checkpoint, turned)
+    again, _ = meta_train(
+        engine(), tasks, Settings(4), run=Run(tmp_path / "run", RECIPE), resume=True
+    )
+    assert list(again) == list(params)
+
+
+def test_a_signal_to_all_processes_is_one_to_the_run(tasks: FewShotTasks, tmp_path: Path) -> None:
+    """As `timeout` and schedulers send it: what draws the tasks ends as well."""
+
+    def stop(_: Progress) -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGTERM)
+            worker.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run = Run(tmp_path / "run", RECIPE)
+    settings = Settings(100_000, workers=1)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after iteration"):
+        meta_train(engine(), tasks, settings, run=run, progress=stop)
+    assert load_checkpoint(run.checkpoint).iteration > 0
+
+
+def test_two_that_begin_one_folder(tmp_path: Path) -> None:
+    """The second finds the first's lock, and leaves its settings alone."""
+    first, second = Run(tmp_path / "run", RECIPE), Run(tmp_path / "run", {**RECIPE, "seed": 4})
+    first.folder.mkdir()
+    first._lock()  # between the folder and its first file
+    with pytest.raises(InputError, match="another process is at work"):
+        second.open(resume=False)
+    assert not list(first.folder.iterdir())
+    first.open(resume=False)
+    assert json.loads((first.folder / "recipe.json").read_text())["seed"] == 3
+    first.close()

@@ -20,7 +20,7 @@ from tegu.datasets import Packable, write_packed
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.errors import InputError
 from tegu.job import Job
-from tegu.sources import Folder, Packed
+from tegu.sources import Folder, Packed, Sentences
 
 Photos = Callable[..., Path]
 SHORT = {"train.meta_iterations": 2, "train.n_way": 2, "train.meta_batch": 2, "model.width": 4}
@@ -257,3 +257,31 @@ def test_too_few_recordings_or_texts(tmp_path: Path, data: str) -> None:
     settings = {**short, **SCORED, **CELL, "train.n_query": 2, "data.path": str(path)}
     with pytest.raises(InputError, match=r"too few examples: .* data\.least=3"):
         Job(recipes.starting("protonet", data, settings)).check()
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_only_images_in_bytes_are_varied(kind: torch.dtype, tmp_path: Path) -> None:
+    rows = [torch.ones(3, 3, 16, 16).to(kind)]
+    write_packed(tmp_path / "pack", [Packable("meta_train", n, rows) for n in "abcde"])
+    source = Packed(path=str(tmp_path / "pack"), augment="standard")
+    if kind == torch.uint8:
+        assert source.varied() is not None
+        return
+    with pytest.raises(InputError, match=r"augment=standard for a pack of <f4 .*images in bytes"):
+        source.varied()
+
+
+def test_vectors_of_no_size() -> None:
+    with pytest.raises(InputError, match="vectors of 0 numbers; expected an even number"):
+        recipes.starting("protonet", "sentences", {"data.size": 0})
+
+
+def test_the_columns_of_training_come_first(tmp_path: Path) -> None:
+    """Another error than a missing column is told, and no other column read in its place."""
+    table = tmp_path / "t.csv"
+    table.write_text("Question,Topic,text,label\nwhat?,a,x,y\nwho?,,x,y\n")
+    source = Sentences(text="Question", label="Topic")
+    with pytest.raises(InputError, match=r"line 3 of .* holds '' as its Topic"):
+        source.examples(table)
+    table.write_text("text,label\nx,y\n")
+    assert source.examples(table) == (["x"], ["y"])
