@@ -19,6 +19,12 @@ from typing import Any
 
 from tegu import leaderboard, pictures, report
 
+APPLICATIONS = {
+    "CIFAR-FS": "photographs",
+    "Arabic speech commands": "spoken words",
+    "Banking77": "bank questions",
+}
+MEANT = "meta-learned"
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/*.md")
 TABLE = re.compile(r"(<!-- table: ([\w-]+)(?:: ([^\n]+))? -->\n).*?(<!-- /table -->)", re.S)
@@ -60,6 +66,20 @@ def draw() -> None:
         rows,
         ROOT / "docs/images/quickstart.png",
         title="Unseen characters, 5-way 1-shot: what meta-learning adds",
+    )
+    document = result("applications")
+    bars = [
+        (f"{what}: {told}", one["value"], one["ci95"])
+        for data, what in APPLICATIONS.items()
+        for learner, told in (("logistic regression", "logistic regression"), ("protonet", MEANT))
+        for one in document["cells"]
+        if _subject(one) == f"{data} 1-shot" and one["protocol"]["learner"] == learner
+    ]
+    pictures.comparison(
+        bars,
+        ROOT / "docs/images/applications.png",
+        title="Five new kinds of things, one example of each",
+        highlight=[name for name, _, _ in bars if name.endswith(MEANT)],
     )
     leaderboard.draw(result("leaderboard"), ROOT / "docs/images/leaderboard")
 

@@ -53,7 +53,8 @@ examples:
 Every setting of a recipe but evaluate.cells can be replaced with --set SECTION.KEY=VALUE;
 `tegu recipes NAME` shows them all. Results go to standard output, everything else to standard
 error.
-`torchrun --nproc-per-node N -m -- tegu ...` splits train, evaluate and reproduce over N processes.
+`torchrun --standalone --nproc-per-node N -m -- tegu ...` splits train, evaluate and reproduce over
+N processes.
 Exit codes: 0 done, 2 bad input, 130 or 143 stopped (train, reproduce and quickstart go on with
 --resume).
 """
@@ -119,10 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "recipe",
         nargs="?",
-        help="name, or a TOML file (default: usual settings for the learner and the data)",
+        help="name, or a TOML file (default: usual settings for the learner and the data, which "
+        "are reptile and glyphs unless you name others)",
     )
     for flag, text in {
-        "--learner": "algorithm",
+        "--learner": "algorithm: reptile or protonet, say; a wrong name lists all",
         "--data": "data set: glyphs, omniglot or sinusoids, say; a wrong name lists all",
         "--model": "network: conv4 or mlp, say; a wrong name lists all",
         "--meta-iterations": "outer updates",

@@ -108,7 +108,7 @@ def _drawn(job: Job, params: Params, rows: dict[str, Result], folder: Path) -> l
     gain = 100 * (rows["after"].value - rows["scratch"].value)
     title = f"Unseen characters, {way}-way {cell.n_shot}-shot: {gain:+.0f} points by meta-learning"
     pictures = [folder / "comparison.png", folder / "episode.png"]
-    draw.comparison(bars, pictures[0], title=title, highlight=LABELS["after"])
+    draw.comparison(bars, pictures[0], title=title, highlight=[LABELS["after"]])
     picture_episode(job, cell, params, pictures[1])
     return pictures
 

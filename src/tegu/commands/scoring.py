@@ -149,6 +149,6 @@ def picture_cells(job: Job, cells: list[dict[str, Any]], path: Path) -> Path:
         title=job.recipe.title,
         metric=metric,
         label=f"{metric} on unseen tasks",
-        highlight=rows[0][0],
+        highlight=[rows[0][0]],
     )
     return path

@@ -20,7 +20,8 @@ class Anp(Np):
 
     Reference:
         arXiv:1901.05761, section 3. Differs from it: in the bound the targets are the
-        queries, where the paper counts the support points among them.
+        queries, where the paper counts the support points among them. The code of Nguyen and
+        Grover (2022) trains on another bound, of four weighted draws, and answers by 50.
     """
 
     name: ClassVar[str] = "anp"

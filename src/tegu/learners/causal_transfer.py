@@ -81,7 +81,9 @@ class CausalTransfer(FineTune):
         arXiv:1901.10912. Differs from the paper: belief, angle and models are moved by one
         Adam, where the published code has RMSprop or Adam with a rate for each; evidence of an
         episode is summed before the regret is taken, as in the paper, where the code for tables
-        sums regrets of its two steps.
+        sums regrets of its two steps. Each batch is judged before it is learnt from; the code
+        for continuous variables judges marginals on the very batch that they were fitted to,
+        and takes all steps of adaptation on one batch.
     """
 
     name: ClassVar[str] = "causal-transfer"

@@ -81,7 +81,7 @@ class DSN(Head):
         from the paper: the regulariser. Differs from the code: that one adds the
         mirrored image where there is one shot, takes the root of d_c with Conv-4,
         and with ResNet-12 centres nothing and divides d_c by the width of the features, times a
-        learned scale.
+        learned scale; there support and queries are normalised apart, over eight episodes each.
     """
 
     name: ClassVar[str] = "dsn"

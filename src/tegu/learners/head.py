@@ -27,9 +27,10 @@ from tegu.learners.learner import Learner, State
 class Head(Learner):
     """A feature extractor for all tasks, and a head for each.
 
-    While meta-training, support and queries pass through the extractor together,
-    and batch normalisation sees them both, as in the published codes; afterwards
-    `normalisation` decides.
+    While meta-training, support and queries pass through the extractor together, and batch
+    normalisation sees them both, as in the published codes of prototypical networks, R2-D2 and
+    FEAT; those of MetaOptNet, DSN and relation networks pass the halves one after the other.
+    Afterwards `normalisation` decides.
 
     Args:
         n_way: classes of a task.

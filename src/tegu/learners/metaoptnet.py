@@ -41,8 +41,9 @@ class MetaOptNetSVM(Head):
         are. Differs from both: another interior-point method, with a derivative
         taken by one Newton step; classes that the support set does not show are
         no part of the problem; the kernel is taken as it is, where the code adds 1 to
-        its diagonal for its solver's sake. The paper trains by SGD and with smoothed
-        labels, which here would be another `loss`.
+        its diagonal for its solver's sake; support and queries are normalised together while
+        meta-training, where the code normalises each half over eight episodes. The paper
+        trains by SGD and with smoothed labels, which here would be another `loss`.
     """
 
     name: ClassVar[str] = "metaoptnet-svm"

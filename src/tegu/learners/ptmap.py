@@ -103,7 +103,7 @@ class PtMap(Pretrained):
         """Logarithm of the Sinkhorn plan (N, Q); of classes and queries that count."""
         near = -self.sharpness * squared_distances(centres, asked)
         real = near.masked_fill(~(present[:, None] & mask), torch.finfo(near.dtype).min)
-        share = (mask.sum() / present.sum()).to(near.dtype).log()  # of queries, for each class
+        share = (mask.sum().clamp(min=1) / present.sum()).to(near.dtype).log()  # queries a class
         of_class, absent, none = torch.zeros_like(near[:, :1]), ~present[:, None], ~mask
         for _ in range(self.sinkhorn):
             of_query = -(real + of_class).logsumexp(0).masked_fill(none, 0.0)

@@ -43,7 +43,8 @@ class RelationNet(Head):
     Reference:
         arXiv:1711.06025. Differs from the paper: the relation module is a
         perceptron with one hidden layer on flattened features, where the paper has
-        two convolutions on feature maps before it; the squared error is a mean.
+        two convolutions on feature maps before it; the squared error is a mean; support and
+        queries are normalised together while meta-training, where the code has them apart.
     """
 
     name: ClassVar[str] = "relationnet"

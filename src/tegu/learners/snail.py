@@ -34,7 +34,9 @@ class Snail(Reader):
 
     Args:
         length: steps of a sequence, query included, that the convolutions reach over: as many
-            dense blocks as it takes doublings. Attention reaches over all.
+            dense blocks as it takes doublings. Attention reaches over all. In the paper it is
+            n_way * n_shot + 1, the default 6 being that of 5-way 1-shot tasks; 21 is that of
+            20-way ones.
         filters: of each dense block.
         key_width: width of keys in the three attentions.
         value_width: width of their values.
@@ -43,8 +45,8 @@ class Snail(Reader):
 
     Reference:
         arXiv:1707.03141, its widths for Omniglot. Differs from the paper: dilations begin with
-        1, so that every step is reached, and not with 2; example and label are each embedded, and
-        summed, where they are concatenated.
+        1, so that every step of `length` is reached, and not with 2; example and label are each
+        embedded, and summed, where they are concatenated.
     """
 
     name: ClassVar[str] = "snail"

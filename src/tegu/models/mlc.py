@@ -234,7 +234,8 @@ class StudyTransformer(nn.Module):
         longest: tokens of an answer, its end included.
         seed: of the initial weights.
 
-    Differs from the paper: examples are encoded once (see the module's text); positions start
+    Differs from the paper: examples are encoded once (see the module's text); by default two of
+    three encoder layers reach over one example or query alone; positions start
     anew in each example and each output, which words and symbols of different embeddings and
     the layers of reach "example" make possible, so that the order of the examples does not
     matter; a learned vector marks the words of a query; layers are normalised first, not last.

@@ -49,7 +49,8 @@ class NeuralProcess(nn.Module):
         or a feed-forward; the NP has no deterministic path; standard deviations stay above 0.01
         rather than 0.1, so that noise of 0.02 can be told; examples look at each other on the
         way to the path only, not to the latent variable, with a residual and no layer
-        normalisation; and the mean, where it is taken, has one encoder and not two.
+        normalisation; the mean, where it is taken, has one encoder and not two; and each head's
+        scores are divided by the root of its own width, not of all heads' together.
 
     Example:
         >>> net = NeuralProcess(1, 1, width=8, path="mean")

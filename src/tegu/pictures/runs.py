@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def comparison(
     title: str,
     metric: str = "accuracy",
     label: str = "accuracy on unseen tasks, %",
-    highlight: str | None = None,
+    highlight: Collection[str] = (),
 ) -> None:
     """Bars side by side, with 95 % intervals.
 
@@ -141,7 +141,7 @@ def comparison(
         title: what the bars show.
         metric: "accuracy" or another, drawn as it is.
         label: of the axis; unit included.
-        highlight: name of the row in colour; by default the last.
+        highlight: names of the rows in colour; by default the last.
     """
     if not rows:
         raise InputError("no rows to compare", "one or more", "Pass (name, value, ci95) rows.")
@@ -149,11 +149,11 @@ def comparison(
         check_figure(f"the value of '{name}'", value, metric)
         check_figure(f"the interval of '{name}'", ci95, metric)
     percent = metric in SHARES
-    scale, best = (100 if percent else 1), highlight or rows[-1][0]
+    scale, best = (100 if percent else 1), highlight or {rows[-1][0]}
     with picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
         axes = figure.subplots()
         for at, (name, value, ci95) in enumerate(rows):
-            colour = BLUE if name == best else "#A9B4BC"
+            colour = BLUE if name in best else "#A9B4BC"
             axes.barh(at, scale * value, height=0.62, color=colour)
             if ci95:
                 whisker = {"capsize": 3, "color": INK, "linewidth": 1.2}
@@ -161,7 +161,7 @@ def comparison(
             text = f"{scale * value:.1f}" if percent else f"{value:.3g}"
             if ci95:
                 text += f" ± {scale * ci95:.1f}" if percent else f" ± {ci95:.1g}"
-            ink = BLUE if name == best else INK
+            ink = BLUE if name in best else INK
             _beside(axes, scale * (value + ci95), at, f"{text} %" if percent else text, ink)
         names = [textwrap.fill(name, 34) for name, _, _ in rows]
         axes.set_yticks(range(len(rows)), names)
