@@ -69,9 +69,9 @@ def draw() -> None:
     )
     document = result("applications")
     bars = [
-        (f"{what}: {told}", one["value"], one["ci95"])
+        (f"{what}: {MEANT if learner == 'protonet' else learner}", one["value"], one["ci95"])
         for data, what in APPLICATIONS.items()
-        for learner, told in (("logistic regression", "logistic regression"), ("protonet", MEANT))
+        for learner in ("logistic regression", "protonet")
         for one in document["cells"]
         if _subject(one) == f"{data} 1-shot" and one["protocol"]["learner"] == learner
     ]

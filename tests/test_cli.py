@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -363,11 +365,87 @@ def test_the_examples_of_the_help_are_understood(
 
     examples = [line.split()[1:] for line in cli.EPILOG.splitlines() if line.startswith("  tegu ")]
     assert len(examples) >= 8
+    written = [words for words in commands_of_documents() if words[0] in COMMANDS]
+    assert len(written) >= 40
     ran = []
+
+    def taken(arguments: argparse.Namespace, *rest: Any) -> tuple[dict[str, Any], str]:
+        ran.append(arguments)
+        if arguments.command in ("train", "reproduce", "bench"):
+            settings = rest[0]
+            if recipe := getattr(arguments, "recipe", None):
+                if not recipe.endswith(".toml"):  # a reader's own
+                    recipes.load(recipe, settings)
+            else:
+                learner = settings.get("learner.name", "reptile")
+                recipes.starting(learner, settings.get("data.name", "glyphs"), settings)
+        return {}, "done"
+
     for name in COMMANDS:
-        monkeypatch.setitem(
-            commands.COMMANDS, name, lambda arguments, *rest: (ran.append(rest), ({}, "done"))[1]
-        )
-    for words in examples:
-        assert main(words) == 0, capsys.readouterr().err
-    assert len(ran) == len(examples)
+        monkeypatch.setitem(commands.COMMANDS, name, taken)
+    for words in [*examples, *written]:
+        assert main(words) == 0, (words, capsys.readouterr().err)
+    assert len(ran) == len(examples) + len(written)
+
+
+def commands_of_documents() -> list[list[str]]:
+    """What follows `tegu` in every line of shell that the documents show."""
+    root = Path(__file__).resolve().parents[1]
+    found = []
+    for path in [root / "README.md", *sorted((root / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.S | re.M):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if "tegu" in words:
+                    found.append(words[words.index("tegu") + 1 :])
+    return found
+
+
+def test_every_option_of_pack_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def packed(*_: Any, **settings: Any) -> Any:
+        asked.update(settings)
+        return {"shape": [], "splits": {}}, []
+
+    monkeypatch.setattr("tegu.commands.tables.pack_folder", packed)
+    options = "--size 9 --channels 1 --fit pad --seed 2 --least 3 --workers 1 --shares 1 0 1"
+    assert main(["pack", "a", "b", *options.split(), "--skip-broken"]) == 0
+    asked.pop("progress")
+    assert asked == {
+        "size": 9,
+        "channels": 1,
+        "fit": "pad",
+        "seed": 2,
+        "least": 3,
+        "workers": 1,
+        "shares": [1, 0, 1],
+        "skip_broken": True,
+    }
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_commands_that_no_two_processes_share(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told once, by the first of them."""
+    there = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "localhost"}
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    assert main(["recipes"]) == 2
+    told = capsys.readouterr().err
+    assert ("tegu recipes over 2 processes" in told) == (rank == "0")
+
+
+def test_no_module_needs_what_only_tests_install() -> None:
+    code = """
+import importlib, pkgutil, sys
+for name in ("scipy", "sklearn", "pandas", "pytest"):
+    sys.modules[name] = None
+import tegu
+for module in pkgutil.walk_packages(tegu.__path__, "tegu."):
+    if module.name != "tegu.__main__":
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,13 +123,16 @@ def test_commit_is_that_of_the_packages_own_checkout(
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
         done = subprocess.run(
-            ["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True
         )
+        assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # signatures and hooks of one's own
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     own = tmp_path / "origin.py"
     own.write_text("1\n")
     monkeypatch.setattr(origin, "__file__", str(own))

@@ -495,8 +495,10 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(tmp_path: Path) -> N
 
     checkpoint = tmp_path / "rough/checkpoint.safetensors"
     with started(tmp_path, *words, "--run", "rough", restarts=3) as rough:
+        patience = time.monotonic() + 60
         while not checkpoint.exists():
             assert rough.poll() is None
+            assert time.monotonic() < patience, "no checkpoint in a minute"
             time.sleep(0.02)
         ranks = Path(f"/proc/{rough.pid}/task/{rough.pid}/children").read_text().split()
         os.kill(int(ranks[-1]), signal.SIGKILL)
@@ -525,6 +527,10 @@ def test_a_whole_recipe_by_two(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "result.json").read_text()) == document
     assert document["hardware"]["processes"] == 2
     assert document["cells"][0]["episodes"] == 6
+    with started(tmp_path, "evaluate", "runs/maml-sinusoids", "--json", *words[-2:]) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["cells"] == document["cells"]
 
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:

@@ -246,7 +246,9 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path) -> None:
     dice, stood = random.Random(seed), [0]  # where the run stood, kill by kill
     for _ in range(5):
         process = start(folder)
+        patience = time.monotonic() + 60
         while reached(folder) == stood[-1] and process.poll() is None:
+            assert time.monotonic() < patience, "no checkpoint in a minute"
             time.sleep(0.002)
         time.sleep(dice.uniform(0.0, 0.05))  # all five end well before the run does
         process.kill()
