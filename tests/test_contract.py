@@ -977,7 +977,7 @@ def changed(value: Any) -> Any:
 # takes away what is the same for all inputs.
 IDLE = {
     **{f"{model}-joint": {"momentum"} for model in ("plain", "normed")},
-    **{f"normed-{name}": {"eval_steps"} for name in ("cavia", "cavia, first order")},
+    **{f"normed-cavia{kind}": {"eval_steps", "eval_batch"} for kind in ("", ", first order")},
 }
 
 
