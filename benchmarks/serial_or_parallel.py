@@ -5,8 +5,8 @@
 The published code runs them one after another, and its Adam state goes from
 task to task. tegu starts all of a meta-batch from one state. Both ways are
 trained from the same seeds with the settings of `reptile-omniglot-5way`, but
-for a shorter run, and scored on the same unseen tasks. The interval is over
-episodes, all seeds pooled.
+for a shorter run, and scored on the same unseen tasks, other ones for each seed. The
+interval is over episodes, all seeds pooled.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def run(serial: bool, seed: int, arguments: argparse.Namespace) -> list[Result]:
         "train.validate_every": 0,
         "engine.compile": "on",
         "evaluate.episodes": arguments.episodes,
+        "evaluate.seed": 1 + seed,
     }
     recipe = recipes.load("reptile-omniglot-5way", overrides)
     one_shot = tuple(cell for cell in recipe.evaluate.cells if cell.n_shot == 1)

@@ -167,3 +167,25 @@ def test_a_file_is_called_after_itself(tmp_path: Path) -> None:
 def test_what_is_refused(raw: dict[str, object], text: str) -> None:
     with pytest.raises(InputError, match=text):
         parse(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "setting"),
+    [
+        ("[learner]\ninner_lr = 0.01", {"learner.name": "reptile"}, ("learner", "inner_lr", 0.01)),
+        ("[data]\ninvert = true", {"data.name": "glyphs"}, ("data", "invert", True)),
+        ("[model]\nwidth = 16", {"model.name": "conv4"}, ("model", "width", 16)),
+        (
+            "[learner]\nname = 'joint'\n[data]\nname = 'sinusoids'\n[model]\nhidden = [7]",
+            {"model.name": "mlp"},
+            ("model", "hidden", [7]),
+        ),
+    ],
+)
+def test_the_usual_name_keeps_the_settings_of_a_section_without_one(
+    text: str, override: dict[str, str], setting: tuple[str, str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f"name = 'mine'\n{text}\n")
+    section, key, value = setting
+    assert recipes.load(str(file), override).plain()[section][key] == value

@@ -318,7 +318,8 @@ def _named(label: Hashable) -> str:
 
 def _dark(images: Tensor) -> bool:
     """Whether most of the pixels are on the dark side, all images taken together."""
-    return bool(images.median() < (images.min() + images.max()) / 2)
+    values = images.double()  # the sum of two bytes may be none
+    return bool(values.median() < (values.min() + values.max()) / 2)
 
 
 def _image(axes: Any, image: Tensor, dark: bool, frame: str, width: float) -> Any:
