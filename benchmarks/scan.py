@@ -103,7 +103,7 @@ def tasks(one: Experiment, split: str, data_dir: Path | None, seed: int) -> Any:
 def engine_of(one: Experiment, source: Any, precision: str, beam: int = 1) -> Vectorised:
     """The network and its learner."""
     kind = MemorySeq2Seq if one.memory else Seq2Seq
-    net = kind(source.n_inputs, source.n_outputs, steps=source.steps, packed=True)
+    net = kind(source.n_inputs, source.n_outputs, longest=source.steps, packed=True)
     return Vectorised(MetaSeq2Seq(model=net, beam=beam), vectorise="vmap", precision=precision)
 
 

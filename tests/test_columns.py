@@ -122,6 +122,8 @@ def test_missing_files_folders_and_large_files(
         ("Height, cm\tWeight, kg\n1\t2\n", ("Height, cm", "Weight, kg")),
         ('"dose, mg";"effect"\n1;2\n', ("dose, mg", "effect")),
         ("a;b,c\n1,2\n", ("a;b", "c")),
+        ("a,b\n1,\t2\n", ("a", "b")),
+        ("a,b\t\n1,2\t\n", ("a", "b")),
     ],
 )
 def test_what_cuts_all_lines_alike_separates(

@@ -713,7 +713,7 @@ class Studying(StudyTransformer):
 
 def writing(cls: type[Seq2Seq], dropout: float = 0.0) -> Seq2Seq:
     """A sequence network with a frozen weight and a parameter without a use."""
-    net = cls(8, 7, steps=4, width=6, dropout=dropout, packed=False)
+    net = cls(8, 7, longest=4, width=6, dropout=dropout, packed=False)
     net.unused = nn.Parameter(torch.ones(2))
     net.out.weight.requires_grad_(False)
     return net

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.learners import Maml
 from tegu.losses import accuracy, squared_error
+from tegu.threads import alone
 
 LABELS = {
     "numbers": [7, 3, 7, 3],
@@ -214,7 +217,7 @@ def test_a_run_of_tasks_that_keep_tensors_of_their_own(
     scan = tegu.datasets.Scan(n_support=2, n_query=2)
     for number, words in enumerate((source, scan)):
         model = tegu.models.MemorySeq2Seq(
-            words.n_inputs, words.n_outputs, steps=words.steps, width=4
+            words.n_inputs, words.n_outputs, longest=words.steps, width=4
         )
         made = tegu.learners.MetaSeq2Seq(model=model)
         tegu.meta_train(made, words, meta_iterations=1, run=tmp_path / str(number))
@@ -541,6 +544,46 @@ def test_threads_share_a_model(toy_data: tegu.ClassDataset) -> None:
     assert {k: v.shape for k, v in one.init().items()} == {
         k: v.shape for k, v in learned.params.items()
     }
+
+
+def test_threads_learn_load_and_answer(toy_data: tegu.ClassDataset, tmp_path: Path) -> None:
+    """What is built for a task looks at the model, too, which another thread may be in."""
+    one = tegu.learners.ProtoNet(model=Slow(6, 3), n_way=3, body="")
+    learned, x = tegu.MetaLearned(one, one.init()), toy_data.tensor
+    learned.save(tmp_path / "learned")
+    learned.adapt(x[:2], [0, 1]).save(tmp_path / "task")
+
+    def work(i: int) -> tuple[torch.Tensor, ...]:
+        again = tegu.MetaLearned.load(tmp_path / "learned", one)
+        tasks = again.adapt(x[i : i + 2], [0, 1]), tegu.Adapted.load(tmp_path / "task", one)
+        return tuple(task.outputs(x[:3]) for task in tasks)
+
+    alone = [work(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        torch.testing.assert_close(list(pool.map(work, range(8))), alone, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_holds_no_lock_of_a_thread() -> None:
+    model, held, done = Slow(6, 3), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone(model):
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends it where it would wait for ever
+        with alone(model):
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    thread.join()
 
 
 class Slow(torch.nn.Module):

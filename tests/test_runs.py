@@ -300,7 +300,10 @@ def test_what_a_run_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 of the classes of meta_test that the run was trained on: colour 01" in (
         capsys.readouterr().err
     )
-    assert main(["evaluate", run, *few, "--set", f"data.path={folder}"]) == 0  # as one says so
+    same, elsewhere = (["--set", f"data.path={p}"] for p in (folder, tmp_path / "elsewhere"))
+    assert main(["evaluate", run, *few, *same]) == 2
+    shutil.copytree(folder, tmp_path / "elsewhere")  # other data, for all that is known
+    assert main(["evaluate", run, *few, *elsewhere]) == 0
     capsys.readouterr()
     (folder / "meta_test" / "colour 01").rename(folder / "meta_train" / "colour 01")
     assert main(["evaluate", run, "--json", *few]) == 0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tegu.arrays import read_inputs, taken
 from tegu.datasets import tokens
@@ -21,24 +19,33 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import gaussian, moments, token_cross_entropy
+from tegu.threads import alone
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A task that was learned: answers queries, with the caller's own labels."""
+    """A task that was learned: answers queries, with the caller's own labels.
+
+    Args:
+        learner: the algorithm with its model and settings.
+        params: what was meta-learned.
+        state: what the task's examples have made of it.
+        labels: of the task's classes, in the order of scores; none where there are no classes.
+        n_targets: D, where targets are numbers.
+    """
 
     learner: Learner
     params: Params = field(repr=False)
     state: State = field(repr=False)
     labels: tuple[Hashable, ...]
-    n_targets: int = 0  # D, where targets are numbers
+    n_targets: int = 0
 
     def outputs(self, x: Any) -> Tensor:
         """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
         some = next(iter(self.params.values()))
         if self.learner.loss is token_cross_entropy:
-            kinds, longest = limits(self.learner)
-            inputs = tokens.rows(x, "x", kinds=kinds, longest=longest).to(some.device)
+            kinds = getattr(self.learner.model, "n_inputs", 0)
+            inputs = tokens.rows(x, "x", kinds=kinds).to(some.device)
         else:
             inputs = read_inputs(x, "x").to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
@@ -122,26 +129,9 @@ class Adapted:
                 "the learner that it was learnt by",
                 "Build that one, or learn the task again.",
             )
-        own = learner.for_ways(len(labels)) if labels else learner
+        with alone(learner.model):
+            own = learner.for_ways(len(labels)) if labels else learner
         return cls(own, params, state, labels, n_targets)
-
-
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_GUARD = threading.Lock()  # of the table above
-
-
-@contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
-    """One thread at a time in a model: weights of a task stand in it while it is called."""
-    with _GUARD:
-        lock = _LOCKS.setdefault(model, threading.RLock())
-    with lock:
-        yield
-
-
-def limits(learner: Learner) -> tuple[int, int]:
-    """Kinds of tokens in a command, and words in the longest, where the model tells; else 0."""
-    return getattr(learner.model, "n_inputs", 0), getattr(learner.model, "reach", 0)
 
 
 def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
@@ -155,7 +145,8 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
     Raises:
         InputError: names or shapes differ from the learner's.
     """
-    expected = learner.init()
+    with alone(learner.model):
+        expected = learner.init()
     if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
         raise InputError(
             f"{where} holds other parameters than this learner has",

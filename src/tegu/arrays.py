@@ -38,15 +38,21 @@ def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") 
             "one label for each example",
             "Check that x and y come from the same examples.",
         )
-    at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    number = torch.tensor([at[label] for label in labels], device=examples.device)
+    classes, number = numbered(labels)
+    number = number.to(examples.device)
     return ClassDataset(
         name,
         split,
         examples[number.argsort(stable=True)],
         number.bincount(),
-        tuple(str(label) for label in at),
+        tuple(str(label) for label in classes),
     )
+
+
+def numbered(labels: list[Hashable]) -> tuple[tuple[Hashable, ...], Tensor]:
+    """Classes in the order of their first example, and each example's number among them (B,)."""
+    at = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    return tuple(at), torch.tensor([at[label] for label in labels], dtype=torch.int64)
 
 
 def read_inputs(x: Any, name: str) -> Tensor:

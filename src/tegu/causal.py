@@ -195,9 +195,7 @@ def find_direction(
     parts = list(groups.values()) if groups else [np.arange(len(rows))]
     sets = [rows[torch.from_numpy(part)] for part in parts]
     root = keys.key(seed, "causal")
-    beliefs = [
-        _repetition(sets, number, keys.fold(root, number), kind) for number in range(repetitions)
-    ]
+    beliefs = [_repetition(sets, number, keys.fold(root, number)) for number in range(repetitions)]
     # One model for all: as many components as the smallest training set bears.
     fewest = min(len(part) for part in sets)
     n = int(rows.max()) + 1
@@ -236,13 +234,13 @@ def _learner(kind: str, size: int) -> CausalTransfer:
     )
 
 
-def _repetition(sets: Sequence[Tensor], number: int, key: Tensor, kind: str) -> Draws:
+def _repetition(sets: Sequence[Tensor], number: int, key: Tensor) -> Draws:
     """One training environment, in turn, as a bootstrap sample; the others as they are."""
     own = number % len(sets)
     n = min(ROWS, max(len(part) for part in sets))
     drawn = (keys.uniform(keys.fold(key, 1), n) * len(sets[own])).long()
     others = tuple(part for i, part in enumerate(sets) if i != own)
-    return Draws(sets[own][drawn], others, 100 if kind == "categories" else SHOT, keys.fold(key, 2))
+    return Draws(sets[own][drawn], others, SHOT, keys.fold(key, 2))
 
 
 def _fitted(

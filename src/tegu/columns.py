@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tegu.errors import InputError, unknown
 
 LARGEST = 64_000_000  # bytes of a file
-DELIMITERS = ("\t", ";", ",")  # a comma may belong to a number or a name
+DELIMITERS = (",", "\t", ";")
 LOOKED_AT = 100  # lines, to tell what separates columns
 
 
@@ -145,11 +145,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _delimiter(lines: list[str]) -> str | None:
-    """What cuts all lines into equally many cells, two at least; None for white space."""
+    """What cuts all lines into equally many cells, most of them numbers; None for white space."""
+    shares: dict[str, float] = {}
     for mark in DELIMITERS:
-        counts = {len(_split(line, mark)) for line in lines}
-        if len(counts) == 1 and counts != {1}:
-            return mark
+        rows = [_split(line, mark) for line in lines]
+        if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
+            cells = [cell for row in rows[1:] or rows for cell in row]
+            # A comma may be a decimal point, which is told further on.
+            shares[mark] = sum(_number(c.replace(",", ".")) is not None for c in cells) / len(cells)
+    if shares:
+        return max(shares, key=shares.__getitem__)
     return next((mark for mark in DELIMITERS if mark in lines[0]), None)
 
 

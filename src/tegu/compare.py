@@ -343,7 +343,7 @@ def run(
             "peak_bytes": max(e["peak_bytes"] or 0 for e in entries.values()),
             "commits": commits(list(entries.values())),
         },
-        cells=_figures(entries, data, budget) + _timings(entries, budget),
+        cells=_figures(entries, data, budget) + _timings(entries),
     )
     return {**document, "table": rows(entries, budget)}, entries
 
@@ -374,7 +374,7 @@ def _figures(entries: dict[str, dict[str, Any]], data: str, budget: Budget) -> l
     return cells
 
 
-def _timings(entries: dict[str, dict[str, Any]], budget: Budget) -> list[dict[str, Any]]:
+def _timings(entries: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The first learner's times against each other's, for each size of a task."""
     first, *others = entries
     cells = []

@@ -28,6 +28,7 @@ from tegu.learners import Reptile
 from tegu.meta import MetaLearned, meta_train
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
+from tegu.threads import alone
 
 SHAPING = ("hidden_size", "layers", "n_way")  # settings that the network is built by
 SHOTS = 10  # examples of a class in a training task, where classes have so many
@@ -175,7 +176,8 @@ class ReptileEstimator:
                 "Reshape x.",
             )
         now: Any = {"inner_lr": self.learning_rate, "eval_steps": self.steps}
-        return MetaLearned(replace(self.learned.learner, **now), self.learned.params)
+        with alone(self.learned.learner.model):
+            return MetaLearned(replace(self.learned.learner, **now), self.learned.params)
 
     def save(self, path: str | Path) -> None:
         """Writes settings and what was meta-learned to one file, whole or not at all."""
@@ -193,7 +195,7 @@ class ReptileEstimator:
         with described(path, "estimator", "ReptileEstimator.save"):
             told = json.loads(saved.recipe)
             one = cls(**told["estimator"])
-            built = told.get("built", {})  # earlier versions had what the settings say
+            built = dict(told.get("built", {}))  # earlier versions had what the settings say
             one._built = {name: int(built.get(name, getattr(one, name))) for name in SHAPING}
             whole = cls(**{**told["estimator"], **one._built})
             learner = whole.learner(int(told["width"]))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.adapted import Adapted, alone, fitting, limits
-from tegu.arrays import read_inputs, read_labels, taken
+from tegu.adapted import Adapted, fitting
+from tegu.arrays import numbered, read_inputs, read_labels, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, evaluate
@@ -29,6 +29,7 @@ from tegu.inner import Params
 from tegu.learners.learner import Learner
 from tegu.losses import cross_entropy, measure_of, regresses, token_cross_entropy
 from tegu.sampling import ClassBatches, Tasks
+from tegu.threads import alone
 
 PLAIN = (bool, int, float, str, tuple)  # settings of tasks that a run's file holds
 
@@ -61,44 +62,59 @@ class MetaLearned:
                 infinite, the shape does not fit the model, or there are more
                 classes than the model has outputs.
         """
-        if self.learner.loss is token_cross_entropy:
-            return self._adapt_to_sequences(x, y, seed)
         if set(self.learner.targets) <= {"pairs", "samples"}:
             raise InputError(
                 f"a task with labels for {self.learner.name}, which learns what causes what",
                 "a learner of classes, numbers or sequences",
                 "Pass your table to tegu.causal.find_direction, or to tegu.graphs.recover.",
             )
-        inputs = read_inputs(x, "x")
+        support, labels = self._support(x, y)
+        key = keys.key(seed, "adapt", device=support.mask.device)
+        with alone(self.learner.model), torch.no_grad():
+            learner = self._for_labels(labels) if labels else self.learner
+            if self.learner.loss is not token_cross_entropy:
+                self._check_width(learner, support, labels)
+            state = learner.adapt(self.params, support, key)
+        n_targets = support.y.shape[-1] if regresses(self.learner.loss) else 0
+        return Adapted(learner, self.params, state, labels, n_targets)
+
+    def _support(self, x: Any, y: Any) -> tuple[Examples, tuple[Hashable, ...]]:
+        """Examples on the parameters' device, and what their classes are called."""
         some = next(iter(self.params.values()))
-        # A copy: a task may keep its examples, and arrays are filled anew.
-        inputs = inputs.to(some.device, some.dtype, copy=True)
         labels: tuple[Hashable, ...] = ()
-        if regresses(self.learner.loss):
-            targets = read_inputs(y, "y").to(inputs)
-            n = len(targets)
-            if targets.ndim != 2:
-                raise InputError(
-                    f"y has shape {tuple(targets.shape)}",
-                    "a row of targets for each input: (S, D)",
-                    "Pass y[:, None] where each input has one target.",
-                )
+        if self.learner.loss is token_cross_entropy:
+            model = self.learner.model
+            kinds, longest = getattr(model, "n_outputs", 0), getattr(model, "longest", 1)
+            inputs = tokens.rows(x, "x", kinds=getattr(model, "n_inputs", 0))
+            targets = tokens.rows(y, "y", kinds=kinds, longest=longest - 1, end=True)
+            what = "answers", "answer"
         else:
-            listed = read_labels(y)
-            labels = tuple(dict.fromkeys(listed))
-            n = len(listed)
-            at = {label: i for i, label in enumerate(labels)}
-            targets = torch.tensor([at[label] for label in listed], device=inputs.device)
-        if n != len(inputs):
+            # A copy: a task may keep its examples, and arrays are filled anew.
+            inputs = read_inputs(x, "x").to(some.device, some.dtype, copy=True)
+            if regresses(self.learner.loss):
+                targets = read_inputs(y, "y").to(inputs)
+                if targets.ndim != 2:
+                    raise InputError(
+                        f"y has shape {tuple(targets.shape)}",
+                        "a row of targets for each input: (S, D)",
+                        "Pass y[:, None] where each input has one target.",
+                    )
+            else:
+                labels, targets = numbered(read_labels(y))
+            what = "labels", "label"
+        if len(targets) != len(inputs):
             raise InputError(
-                f"{len(inputs)} inputs and {n} labels",
-                "one label for each input",
+                f"{len(inputs)} inputs and {len(targets)} {what[0]}",
+                f"one {what[1]} for each input",
                 "Check that x and y come from the same examples.",
             )
-        support = Examples.dense(inputs, targets)
-        key = keys.key(seed, "adapt", device=inputs.device)
+        mask = torch.ones(len(inputs), dtype=torch.bool, device=some.device)
+        return Examples(inputs.to(some.device), targets.to(some.device), mask), labels
+
+    def _for_labels(self, labels: tuple[Hashable, ...]) -> Learner:
+        """The learner for so many classes."""
         try:
-            learner = self.learner.for_ways(len(labels)) if labels else self.learner
+            return self.learner.for_ways(len(labels))
         except InputError as failure:
             if len(labels) > 1:
                 raise
@@ -107,48 +123,29 @@ class MetaLearned:
                 "two classes or more",
                 "Add examples of another class, of everything else, say.",
             ) from failure
-        with alone(self.learner.model), torch.no_grad():
-            with taken(inputs):
-                if labels:
-                    width = learner.forward(self.params, inputs[:1]).shape[-1]
-                else:
-                    width = learner.n_targets(self.params, inputs[:1])
-            if not labels and targets.shape[-1] != width:
-                raise InputError(
-                    f"y has {targets.shape[-1]} columns for a model of {width} targets",
-                    "a column for each",
-                    "Reshape y, or meta-train a model for as many.",
-                )
-            if learner is self.learner and len(labels) > width:
-                raise InputError(
-                    f"{len(labels)} classes for a model with {width} outputs",
-                    f"at most {width} classes",
-                    "Meta-train with a larger n_way.",
-                )
-            state = learner.adapt(self.params, support, key)
-        return Adapted(learner, self.params, state, labels, 0 if labels else targets.shape[-1])
 
-    def _adapt_to_sequences(self, x: Any, y: Any, seed: int) -> Adapted:
-        (kinds, longest), model = limits(self.learner), self.learner.model
-        device = next(iter(self.params.values())).device
-        commands = tokens.rows(x, "x", kinds=kinds, longest=longest)
-        kinds, steps = getattr(model, "n_outputs", 0), getattr(model, "steps", 1)
-        answers = tokens.rows(y, "y", kinds=kinds, longest=steps - 1, end=True)
-        if len(commands) != len(answers):
+    def _check_width(
+        self, learner: Learner, support: Examples, labels: tuple[Hashable, ...]
+    ) -> None:
+        """Refuses more classes, or other targets, than the model has outputs."""
+        one = support.x[:1]
+        with taken(support.x):
+            if labels:
+                width = learner.forward(self.params, one).shape[-1]
+            else:
+                width = learner.n_targets(self.params, one)
+        if not labels and support.y.shape[-1] != width:
             raise InputError(
-                f"{len(commands)} inputs and {len(answers)} answers",
-                "one answer for each input",
-                "Check that x and y come from the same examples.",
+                f"y has {support.y.shape[-1]} columns for a model of {width} targets",
+                "a column for each",
+                "Reshape y, or meta-train a model for as many.",
             )
-        support = Examples(
-            commands.to(device),
-            answers.to(device),
-            torch.ones(len(commands), dtype=torch.bool, device=device),
-        )
-        key = keys.key(seed, "adapt", device=device)
-        with alone(model), torch.no_grad():
-            state = self.learner.adapt(self.params, support, key)
-        return Adapted(self.learner, self.params, state, ())
+        if learner is self.learner and len(labels) > width:
+            raise InputError(
+                f"{len(labels)} classes for a model with {width} outputs",
+                f"at most {width} classes",
+                "Meta-train with a larger n_way.",
+            )
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
@@ -165,9 +162,10 @@ class MetaLearned:
         measure = measure_of(self.learner.loss)
         settings = {"score": measure.score, "metric": measure.metric, **settings}
         n_way = getattr(tasks, "n_way", 0)
-        learner = self.learner.for_ways(n_way) if n_way else self.learner
-        _check_outputs(learner, tasks)
-        return evaluate(Vectorised(learner), self.params, tasks, episodes=episodes, **settings)
+        with alone(self.learner.model):
+            learner = self.learner.for_ways(n_way) if n_way else self.learner
+            _check_outputs(learner, tasks)
+            return evaluate(Vectorised(learner), self.params, tasks, episodes=episodes, **settings)
 
     def save(self, path: str | Path) -> None:
         """Writes what was meta-learned to one file, whole or not at all."""

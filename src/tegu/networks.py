@@ -272,7 +272,7 @@ class Seq2SeqNetwork(Network):
         return self.module(
             inputs.tokens,
             outputs,
-            steps=inputs.longest,
+            longest=inputs.longest,
             width=self.width,
             layers=self.layers,
             dropout=self.dropout,

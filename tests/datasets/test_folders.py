@@ -166,7 +166,7 @@ def beside(folder: Path) -> None:
         ),
         ({"Training/a": 2, "Testing/a": 2}, nothing, r"is divided into Testing and Training"),
         (
-            {"Train/A": 2, "Test/a": 2, "notes/b": 2},
+            {"Train/a": 2, "Test/a": 2, "notes/b": 2},
             nothing,
             r"the class 'a' of .*p is in Test and in Train",
         ),

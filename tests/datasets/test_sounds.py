@@ -186,9 +186,10 @@ def test_every_band_hears_something() -> None:
     assert int(picture[0].amax(1).min()) > 0
 
 
-def test_a_recording_of_unknown_length_is_read_to_its_end(tmp_path: Path) -> None:
-    data = save(tmp_path / "a.wav", noise(0, 100)).read_bytes()
-    streamed = data[:4] + b"\xff" * 4 + data[8:40] + b"\xff" * 4 + data[44:]
+@pytest.mark.parametrize("unknown", [0xFFFFFFFF, 0x7FFFF000], ids=["as ffmpeg", "as SoX"])
+def test_a_recording_of_unknown_length_is_read_to_its_end(unknown: int, tmp_path: Path) -> None:
+    data, length = save(tmp_path / "a.wav", noise(0, 100)).read_bytes(), struct.pack("<I", unknown)
+    streamed = data[:4] + length + data[8:40] + length + data[44:]
     (tmp_path / "b.wav").write_bytes(streamed)
     whole, rate = read_wav(str(tmp_path / "a.wav"))
     found, same = read_wav(str(tmp_path / "b.wav"))

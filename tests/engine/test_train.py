@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
+from tegu.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from tegu.engine.run import Run, read_metrics
 from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
@@ -563,30 +562,39 @@ def test_parameters_keep_their_order(tasks: FewShotTasks, tmp_path: Path) -> Non
     assert list(again) == list(params)
 
 
+class Ending:
+    """Tasks whose drawing, where another process does it, ends that one and signals the run."""
+
+    def __init__(self, tasks: FewShotTasks, run: int) -> None:
+        self.tasks, self.run, self.split = tasks, run, tasks.split
+
+    def episodes(self, index: Tensor) -> Episode:
+        if os.getpid() != self.run:
+            os.kill(self.run, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.tasks.episodes(index)
+
+
 def test_a_signal_to_all_processes_is_one_to_the_run(tasks: FewShotTasks, tmp_path: Path) -> None:
     """As `timeout` and schedulers send it: what draws the tasks ends as well."""
 
-    def stop(_: Progress) -> None:
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, signal.SIGTERM)
-            worker.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
     run = Run(tmp_path / "run", RECIPE)
-    settings = Settings(100_000, workers=1)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM after iteration"):
-        meta_train(engine(), tasks, settings, run=run, progress=stop)
-    assert load_checkpoint(run.checkpoint).iteration > 0
+    ending = Ending(tasks, os.getpid())
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after iteration 1"):
+        meta_train(engine(), ending, Settings(1000, workers=1), run=run)
+    assert load_checkpoint(run.checkpoint).iteration == 1
 
 
-def test_two_that_begin_one_folder(tmp_path: Path) -> None:
-    """The second finds the first's lock, and leaves its settings alone."""
+def test_two_that_begin_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second, which comes while the first writes its settings, is told so and writes none."""
     first, second = Run(tmp_path / "run", RECIPE), Run(tmp_path / "run", {**RECIPE, "seed": 4})
-    first.folder.mkdir()
-    first._lock()  # between the folder and its first file
-    with pytest.raises(InputError, match="another process is at work"):
-        second.open(resume=False)
-    assert not list(first.folder.iterdir())
+
+    def disturbed(path: Path, data: bytes) -> None:
+        with pytest.raises(InputError, match="another process is at work"):
+            second.open(resume=False)
+        write_atomically(path, data)
+
+    monkeypatch.setattr("tegu.engine.run.write_atomically", disturbed)
     first.open(resume=False)
     assert json.loads((first.folder / "recipe.json").read_text())["seed"] == 3
     first.close()

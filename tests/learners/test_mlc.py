@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+import tegu
 from tegu import keys, recipes
 from tegu.datasets import Grammars
 from tegu.engine.vectorise import Vectorised
@@ -170,3 +171,30 @@ def test_errors() -> None:
             made(dropout=rate)
     with pytest.raises(InputError, match="recall is -2"):
         made(recall=-2)
+
+
+class Dropping(StudyTransformer):
+    """A network of a user's, with a layer that drops half of what is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 9, width=8, heads=2, feedforward=12, decoder=2, longest=7)
+        self.drop = torch.nn.Dropout(0.5)
+
+    def study(self, *given: Any) -> Any:
+        found = super().study(*given)
+        return found._replace(layers=tuple(self.drop(one) for one in found.layers))
+
+
+def test_layers_of_dropout_drop_nothing(episodes: Episode) -> None:
+    learner, episode = Mlc(model=Dropping(), dropout=0.0), select(episodes, 0)
+    params = learner.init()
+    first, again = (learner.outer_loss(params, episode, KEY) for _ in range(2))
+    assert float(first) == float(again)
+
+
+def test_answers_longer_than_the_network_writes(episodes: Episode) -> None:
+    """They could never be right."""
+    learned = tegu.MetaLearned(made(), made().init())
+    assert learned.adapt([[3, 4]], [[3] * 6]).predict([[3]])
+    with pytest.raises(InputError, match="at most 6"):
+        learned.adapt([[3, 4]], [[3] * 7])

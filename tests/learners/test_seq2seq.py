@@ -28,7 +28,7 @@ KEY = keys.key(3)
 
 
 def learner(*, packed: bool = True, dropout: float = 0.0, **settings: object) -> MetaSeq2Seq:
-    net = MemorySeq2Seq(7, 7, steps=7, width=5, packed=packed, dropout=dropout).double()
+    net = MemorySeq2Seq(7, 7, longest=7, width=5, packed=packed, dropout=dropout).double()
     return MetaSeq2Seq(model=net, **settings)  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def test_the_meta_gradient(slopes: Slopes, packed: bool) -> None:
     gradient, _ = Vectorised(ours).outer_gradient(params, batch, KEY[None])
 
     def loss(at: Params) -> Tensor:
-        net = MemorySeq2Seq(7, 7, steps=7, width=5, packed=False, dropout=0.0).double()
+        net = MemorySeq2Seq(7, 7, longest=7, width=5, packed=False, dropout=0.0).double()
         net.load_state_dict(at)
         return by_the_formulas(net, one, rehearse=True)
 
@@ -142,7 +142,7 @@ def test_beams_are_an_option() -> None:
 
 
 def test_without_a_memory_the_support_set_is_not_seen() -> None:
-    net = Seq2Seq(7, 7, steps=7, width=5, dropout=0.0).double()
+    net = Seq2Seq(7, 7, longest=7, width=5, dropout=0.0).double()
     ours = MetaSeq2Seq(model=net)
     both = MutualExclusivity(n_query=4).episodes(torch.arange(2))
     one, two = select(both, 0), select(both, 1)
@@ -158,7 +158,7 @@ def test_without_a_memory_the_support_set_is_not_seen() -> None:
 def test_a_memory_is_learned_to_be_used() -> None:
     """Words shown once are answered in new strings: symbols of three words in tasks of its own."""
     source = MutualExclusivity(n_query=8, longest=2)
-    net = MemorySeq2Seq(7, 7, steps=3, width=32, layers=1, dropout=0.0)
+    net = MemorySeq2Seq(7, 7, longest=3, width=32, layers=1, dropout=0.0)
     ours = MetaSeq2Seq(model=net)
     engine = Vectorised(ours)
     params = ours.init()
@@ -182,7 +182,7 @@ def test_a_memory_is_learned_to_be_used() -> None:
 @pytest.mark.parametrize("cls", [Reptile, Maml])
 def test_learners_by_gradient_adapt_the_plain_network(cls: type[Reptile] | type[Maml]) -> None:
     """A task learnt in two steps is two steps of plain gradient descent."""
-    net = Seq2Seq(7, 7, steps=7, width=5, dropout=0.0).double()
+    net = Seq2Seq(7, 7, longest=7, width=5, dropout=0.0).double()
     settings = {"inner_optimiser": "sgd", "eval_batch": 0} if cls is Reptile else {}
     ours = cls(model=net, loss=token_cross_entropy, inner_lr=0.5, eval_steps=2, **settings)  # type: ignore[arg-type]
     batch = MutualExclusivity(n_query=4).episodes(torch.arange(3))

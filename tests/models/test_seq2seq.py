@@ -24,11 +24,11 @@ Y = torch.tensor([[3, 4, 1, 0], [5, 1, 0, 0], [3, 3, 3, 1]])
 
 
 def plain(**settings: object) -> Seq2Seq:
-    return _wide(Seq2Seq(IN, OUT, steps=STEPS, width=H, **settings))  # type: ignore[arg-type]
+    return _wide(Seq2Seq(IN, OUT, longest=STEPS, width=H, **settings))  # type: ignore[arg-type]
 
 
 def with_memory(**settings: object) -> MemorySeq2Seq:
-    return _wide(MemorySeq2Seq(IN, OUT, steps=STEPS, width=H, **settings))  # type: ignore[arg-type]
+    return _wide(MemorySeq2Seq(IN, OUT, longest=STEPS, width=H, **settings))  # type: ignore[arg-type]
 
 
 def _wide(net: Seq2Seq) -> Seq2Seq:
@@ -172,7 +172,7 @@ def test_one_beam_is_greedy() -> None:
 
 def test_beams_enough_find_the_likeliest_answer() -> None:
     """As many beams as there are beginnings: the best of all answers by trying each."""
-    net = Seq2Seq(IN, 5, steps=3, width=H, layers=1, seed=7)
+    net = Seq2Seq(IN, 5, longest=3, width=H, layers=1, seed=7)
     for p in net.double().parameters():
         p.data *= 2.0
     context = net.encode(X)
@@ -218,7 +218,7 @@ def test_dropout_where_there_is_a_key() -> None:
 
 
 def test_bad_settings_are_said() -> None:
-    with pytest.raises(InputError, match=r"steps is 0.*at least 1"):
-        Seq2Seq(5, 5, steps=0)
+    with pytest.raises(InputError, match=r"longest is 0.*at least 1"):
+        Seq2Seq(5, 5, longest=0)
     with pytest.raises(InputError, match=r"dropout is 1.*Try 0.5"):
-        Seq2Seq(5, 5, steps=2, dropout=1.0)
+        Seq2Seq(5, 5, longest=2, dropout=1.0)

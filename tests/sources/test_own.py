@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tegu import recipes
 from tegu.cli import main
@@ -259,15 +260,23 @@ def test_too_few_recordings_or_texts(tmp_path: Path, data: str) -> None:
         Job(recipes.starting("protonet", data, settings)).check()
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
-def test_only_images_in_bytes_are_varied(kind: torch.dtype, tmp_path: Path) -> None:
-    rows = [torch.ones(3, 3, 16, 16).to(kind)]
-    write_packed(tmp_path / "pack", [Packable("meta_train", n, rows) for n in "abcde"])
+@pytest.mark.parametrize(
+    ("images", "fit"),
+    [
+        (torch.full((3, 3, 16, 16), 255).byte(), True),
+        (torch.ones(3, 3, 16, 16), True),
+        (torch.full((3, 3, 16, 16), -1.5), False),
+        (torch.full((3, 3, 16, 16), 255.0), False),
+        (torch.ones(3, 16), False),
+    ],
+)
+def test_only_images_between_0_and_1_are_varied(images: Tensor, fit: bool, tmp_path: Path) -> None:
+    write_packed(tmp_path / "pack", [Packable("meta_train", n, [images]) for n in "abcde"])
     source = Packed(path=str(tmp_path / "pack"), augment="standard")
-    if kind == torch.uint8:
+    if fit:
         assert source.varied() is not None
         return
-    with pytest.raises(InputError, match=r"augment=standard for a pack of <f4 .*images in bytes"):
+    with pytest.raises(InputError, match=r"augment=standard for a pack of .*bytes or from 0 to 1"):
         source.varied()
 
 

@@ -145,7 +145,7 @@ def evaluate_run(
                     "Train another run with it.",
                 )
         checkpoint = checkpoint_of(arguments.run, recipe)
-        classes = None if "data.path" in overrides else read_classes(arguments.run)
+        classes = read_classes(arguments.run)
         told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
         training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
         training["meta_iterations"] = checkpoint.iteration
@@ -157,7 +157,8 @@ def evaluate_run(
         # Tasks of an evaluation are drawn where they are learnt.
         recipe = recipes.parse(saved["recipe"], {"engine.workers": 0, **overrides})
         job = Job(recipe, arguments.data_dir, ranks, n_classes=classes_of(params))
-        job.check_unseen(saved["classes"])
+        if getattr(recipe.data, "path", "") == saved["recipe"].get("data", {}).get("path", ""):
+            job.check_unseen(saved["classes"])
         params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
     params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
     if ranks.first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
         raise InputError(
             f"{folder} holds {nearly[0]}",
             "meta_train, meta_val and meta_test, written so, or classes",
-            f"Rename it: mv {nearly[0]} {_plain(nearly[0])}",
+            f"Rename it: mv {shlex.quote(nearly[0])} {_plain(nearly[0])}",
         )
     if divided and inside - divided:
         raise InputError(
@@ -189,7 +190,7 @@ def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> N
     for one in classes:
         top, _, rest = one.name.partition("/")
         if rest and _plain(top) in OTHERS:
-            below.setdefault(top, set()).add(rest.casefold())
+            below.setdefault(top, set()).add(rest)
     for first, second in itertools.combinations(sorted(below), 2):
         if both := below[first] & below[second]:
             raise InputError(
@@ -272,7 +273,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _bytes(name: str) -> bytes:
     """The same on every machine; of a name that is no text, those that it has on disk."""
-    return name.encode("utf-8", "surrogateescape")
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, which Windows allows
+        return name.encode("utf-8", "surrogatepass")
 
 
 def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:

@@ -129,8 +129,8 @@ class GaussianProcesses:
         x: range of inputs.
 
     Raises:
-        InputError: an unknown split or kernel, a count below 1, a noise that is not above
-            0, or a range that is not two finite numbers in order.
+        InputError: an unknown split or kernel, a count below 1, a noise below
+            `LEAST_NOISE` of the largest scale, or a range that is not two finite numbers in order.
 
     Reference:
         Defaults are those of Nguyen and Grover (2022), arXiv:2207.04179, as its published

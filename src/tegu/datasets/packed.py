@@ -85,7 +85,7 @@ def write_packed(
     with _whole(out) as folder:
         arrays: dict[str, _Array] = {}
         lists: dict[str, dict[str, list[Any]]] = {}
-        home: dict[str, str] = {}  # the split of each class
+        home: dict[tuple[str, str], str] = {}  # the split of each class of a group
         try:
             for one in classes:
                 check_split(one.split)
@@ -129,16 +129,16 @@ def write_packed(
     return index
 
 
-def _check_new(one: Packable, home: dict[str, str]) -> None:
+def _check_new(one: Packable, home: dict[tuple[str, str], str]) -> None:
     """Refuses a class that is there already; otherwise notes down where it is."""
-    if one.name in home:
-        where = [home[one.name], one.split]
+    if (who := (one.group, one.name)) in home:
+        where = [home[who], one.split]
         raise InputError(
             f"the class '{one.name}' twice, in {' and in '.join(dict.fromkeys(where))}",
             "each class once, with all of its rows, in one split: tests are on unseen classes",
             "Put its rows together, or rename one of the two.",
         )
-    home[one.name] = one.split
+    home[who] = one.split
 
 
 def load_packed(path: str | Path, split: str) -> ClassDataset:
@@ -205,9 +205,6 @@ def read_index(path: str | Path) -> dict[str, Any]:
             raise ValueError("no scale, or no split")
         for split, part in index["splits"].items():
             _check_part(split, part)
-        names = [name for part in index["splits"].values() for name in part["names"]]
-        if len(set(names)) < len(names):
-            raise ValueError("a class that is there twice")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as failure:
         raise InputError(f"{file} is no list of classes ({failure})", WANTED, "Pack again.") from (
             failure

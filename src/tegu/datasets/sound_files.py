@@ -26,7 +26,7 @@ EXTENSIBLE = 0xFFFE  # how a header says that its form is told further on
 RATES = (1_000, 192_000)  # samples a second
 LOWEST = 60.0  # hertz
 NARROWEST = 2.0  # hertz from a band's lower end to its upper one
-STREAMED = (1 << 31) - 64  # bytes of sound, or more, that a header tells which did not know
+STREAMED = 0x7FFF0000  # bytes of sound, or more, as headers say that were written before it
 WINDOW, HOP = 0.032, 0.010  # seconds
 RANGE = 80.0  # decibels from the loudest band down to what counts as silence
 

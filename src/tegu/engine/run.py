@@ -22,6 +22,7 @@ except ImportError:  # Windows
 
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 CLASSES = "classes.json"
+LONGEST = 1 << 30  # bytes of it; a longer list is not kept
 
 
 @dataclass
@@ -175,8 +176,11 @@ class Run:
     def _check_classes(self, classes: dict[str, int]) -> None:
         """Notes down what is trained on, or refuses other data than the run began with."""
         before = read_classes(self.folder)
-        if before is None:  # a run that begins, or that an earlier version began
-            write_atomically(self.folder / CLASSES, json.dumps(classes).encode())
+        if before is None:
+            # A run that an earlier version began may have been trained on others.
+            data = json.dumps(classes).encode()
+            if not self.checkpoint.exists() and len(data) <= LONGEST:
+                write_atomically(self.folder / CLASSES, data)
         elif before != classes:
             raise InputError(
                 f"training data of {len(classes)} classes and {sum(classes.values()):,} examples, "
@@ -202,8 +206,8 @@ def read_classes(folder: Path) -> dict[str, int] | None:
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > LARGEST:
-            raise ValueError(f"more than {LARGEST:,} bytes")
+        if file.stat().st_size > LONGEST:
+            raise ValueError(f"more than {LONGEST:,} bytes")
         found = json.loads(file.read_bytes())
         if not all(type(count) is int for count in found.values()):
             raise ValueError("sizes that are no whole numbers")

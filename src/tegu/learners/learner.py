@@ -324,6 +324,16 @@ class Learner:
                     record({TRACKED + name: told[_KINDS.index(kind)]})
         return out
 
+    def call(self, method: str, params: Params, *given: Any) -> Any:
+        """A method of the model under `params`, of which others than its own are left out.
+
+        As in `forward`, nothing is dropped at random, and nothing is normalised by a pass before.
+        """
+        known = {name for name, _ in self.model.named_parameters()}
+        inside = {f"model.{name}": p for name, p in params.items() if name in known}
+        with statistics("batch", foreign=drops(self.model)):
+            return functional_call(_Method(self.model, method), inside, given)
+
     def uses_statistics(self) -> bool:
         """Whether an answer depends on the other rows of its batch."""
         return bool(layers(self.model)) and self.normalisation != "running"
@@ -359,6 +369,17 @@ _KINDS = ("running_mean", "running_var")
 def _member(model: nn.Module, name: str) -> Any:
     """A method of the model, or a module anywhere inside it; None where there is none."""
     return dict(model.named_modules()).get(name) or getattr(model, name, None)
+
+
+class _Method(nn.Module):
+    """A module whose forward is some method of a model."""
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *given: Any) -> Any:
+        return getattr(self.model, self.method)(*given)
 
 
 class _Part(nn.Module):

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.tokens import PAD
@@ -74,17 +73,17 @@ class Mlc(Learner):
             )
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
-        return {"study": self._run(params, "study", *support)}
+        return {"study": self.call("study", params, *support)}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self._run(params, "generate", Study(*state["study"]), query)
+        out: Tensor = self.call("generate", params, Study(*state["study"]), query)
         return out
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         support, asked = episode
         rows = [torch.arange(len(half.mask), device=key.device) for half in episode]
         studied, answered = (keys.fold(keys.fold(key, i), row) for i, row in enumerate(rows))
-        study = self._run(params, "study", *support, _dropout(self.dropout, studied))
+        study = self.call("study", params, *support, _dropout(self.dropout, studied))
         if self.recall:
             again = rows[0]
             if self.recall > 0:
@@ -95,22 +94,7 @@ class Mlc(Learner):
             asked = Examples(*(_joined(q, s.index_select(0, again)) for q, s in pairs))
             answered = torch.cat([answered, keys.fold(keys.fold(key, 3), again)])
         drop = _dropout(self.dropout, answered)
-        return self.loss(self._run(params, "answer", study, asked.x, asked.y, drop), asked)
-
-    def _run(self, params: Params, method: str, *args: Any) -> Any:
-        inside = {f"model.{name}": value for name, value in params.items()}
-        return functional_call(_Method(self.model, method), inside, args)
-
-
-class _Method(nn.Module):
-    """A module that answers with one of another's methods."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-
-    def forward(self, *args: Any) -> Any:
-        return getattr(self.model, self.name)(*args)
+        return self.loss(self.call("answer", params, study, asked.x, asked.y, drop), asked)
 
 
 def _joined(one: Tensor, other: Tensor) -> Tensor:

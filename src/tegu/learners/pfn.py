@@ -29,8 +29,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import Tensor
+from torch.func import vmap
 
 from tegu import keys
 from tegu.episodes import Examples
@@ -111,8 +111,8 @@ class PFN(Learner):
             rows = self._forms(state, x, len(columns))
 
         def seen(rows: Tensor, columns: Tensor, classes: Tensor) -> State:
-            memory: State = self._run(
-                params, "remember", ordered(rows, columns), classes[support.y], support.mask
+            memory: State = self.call(
+                "remember", params, ordered(rows, columns), classes[support.y], support.mask
             )
             return memory
 
@@ -131,7 +131,7 @@ class PFN(Learner):
             rows = self._forms(state, x, len(state["columns"]))
 
         def scored(memory: State, rows: Tensor, columns: Tensor, classes: Tensor) -> Tensor:
-            scores: Tensor = self._run(params, "forward", ordered(rows, columns), memory)
+            scores: Tensor = self.call("forward", params, ordered(rows, columns), memory)
             return scores[:, classes]
 
         scores = vmap(scored)(state["memory"], rows, state["columns"], state["classes"])
@@ -183,23 +183,6 @@ class PFN(Learner):
                 "Drop columns or take principal components, or meta-train a wider network.",
             )
         return x
-
-    def _run(self, params: Params, method: str, *arguments: Any) -> Any:
-        part = _Method(self.model, method)
-        known = {name for name, _ in self.model.named_parameters()}
-        inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        return functional_call(part, inside, arguments)
-
-
-class _Method(nn.Module):
-    """A model of which one method is called."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model, self.name = model, name
-
-    def forward(self, *arguments: Any) -> Any:
-        return getattr(self.model, self.name)(*arguments)
 
 
 def normal_scores(rows: Tensor, x: Tensor, mask: Tensor) -> Tensor:

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import Loss, gaussian, squared_error
-from tegu.models.norm import drops, statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +65,6 @@ class Process(Learner):
         out: Tensor = self.call("decode", params, state, query)
         return out
 
-    def call(self, method: str, params: Params, *given: Any) -> Any:
-        """A method of the model under `params`."""
-        known = {name for name, _ in self.model.named_parameters()}
-        inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        with statistics("batch", foreign=drops(self.model)):
-            return functional_call(_Method(self.model, method), inside, given)
-
     def n_targets(self, params: Params, x: Tensor) -> int:
         some = Examples.dense(x, x.new_zeros(len(x), int(self.model.out_width)))  # type: ignore[arg-type]
         self.predict(params, self.adapt(params, some, _KEY.to(x.device)), x, some.mask)
@@ -90,14 +81,3 @@ class Process(Learner):
 
 
 _KEY = torch.zeros((), dtype=torch.int64)
-
-
-class _Method(nn.Module):
-    """A module whose forward is some method of a model."""
-
-    def __init__(self, model: nn.Module, method: str) -> None:
-        super().__init__()
-        self.model, self.method = model, method
-
-    def forward(self, *given: Any) -> Any:
-        return getattr(self.model, self.method)(*given)

@@ -124,7 +124,7 @@ class Seq2Seq(nn.Module):
     Args:
         n_inputs: tokens of commands, PAD, END and START among them.
         n_outputs: tokens of action sequences, likewise.
-        steps: tokens of the longest answer it can give, END among them.
+        longest: tokens of the longest answer it can give, END among them.
         width: of embeddings and states.
         layers: of each LSTM.
         dropout: share of embeddings, and of states between layers, that is dropped in
@@ -138,7 +138,7 @@ class Seq2Seq(nn.Module):
         padding gets no attention; one bias for each gate.
 
     Example:
-        >>> net = Seq2Seq(6, 7, steps=5, width=4)
+        >>> net = Seq2Seq(6, 7, longest=5, width=4)
         >>> net(torch.tensor([[3, 4], [5, 0]])).shape
         torch.Size([2, 5, 7])
     """
@@ -150,7 +150,7 @@ class Seq2Seq(nn.Module):
         n_inputs: int,
         n_outputs: int,
         *,
-        steps: int,
+        longest: int,
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.5,
@@ -158,12 +158,12 @@ class Seq2Seq(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("steps", steps), ("width", width), ("layers", layers)):
+        for name, value in (("longest", longest), ("width", width), ("layers", layers)):
             if value < 1:
                 raise InputError(f"{name} is {value}", "at least 1", f"Raise {name}.")
         check_dropout(dropout)
         generator = torch.Generator().manual_seed(seed)
-        self.n_inputs, self.n_outputs, self.steps = n_inputs, n_outputs, steps
+        self.n_inputs, self.n_outputs, self.longest = n_inputs, n_outputs, longest
         self.width, self.layers, self.dropout, self.packed = width, layers, dropout, packed
         self.commands = Encoder(n_inputs, width, layers, dropout, generator, packed=packed)
         self.embedding = _embedding(n_outputs, width, generator)
@@ -192,10 +192,10 @@ class Seq2Seq(nn.Module):
         return self._logits(states, context)
 
     def greedy(self, context: Context) -> Tensor:
-        """Logits (B, steps, V) where each token is the likeliest after those before it."""
+        """Logits (B, longest, V) where each token is the likeliest after those before it."""
         token = torch.full_like(context.real[:, 0], START, dtype=torch.int64)
         state, found = [(context.last, context.last)] * self.layers, []
-        for _ in range(self.steps):
+        for _ in range(self.longest):
             state = self.lstm.step(self.embedding[token], state)
             logits = self._logits(state[-1][0][:, None], context)[:, 0]
             found.append(logits)
@@ -203,7 +203,7 @@ class Seq2Seq(nn.Module):
         return torch.stack(found, 1)
 
     def beam(self, context: Context, beams: int) -> Tensor:
-        """Scores (B, steps, V) that are largest at the tokens of the likeliest answer found.
+        """Scores (B, longest, V) that are largest at the tokens of the likeliest answer found.
 
         Of each command the likeliest beginnings are kept, `beams` of them, and each is
         continued with every token; an answer that has ended stays as it is. The score is
@@ -225,7 +225,7 @@ class Seq2Seq(nn.Module):
             torch.arange(vocabulary, device=token.device) == PAD, 0.0, -torch.inf
         )
         answer = token.new_zeros(batch, beams, 0)
-        for _ in range(self.steps):
+        for _ in range(self.longest):
             state = self.lstm.step(self.embedding[token], state)
             logits = self._logits(state[-1][0][:, None], wide)[:, 0]
             more = logits.log_softmax(-1).unflatten(0, (batch, beams))
@@ -269,7 +269,7 @@ class MemorySeq2Seq(Seq2Seq):
         n_inputs: int,
         n_outputs: int,
         *,
-        steps: int,
+        longest: int,
         width: int = 200,
         layers: int = 2,
         dropout: float = 0.5,
@@ -279,7 +279,7 @@ class MemorySeq2Seq(Seq2Seq):
         super().__init__(
             n_inputs,
             n_outputs,
-            steps=steps,
+            longest=longest,
             width=width,
             layers=layers,
             dropout=dropout,

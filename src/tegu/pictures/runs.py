@@ -130,7 +130,7 @@ def comparison(
     title: str,
     metric: str = "accuracy",
     label: str = "accuracy on unseen tasks, %",
-    highlight: Collection[str] = (),
+    highlight: str | Collection[str] = (),
 ) -> None:
     """Bars side by side, with 95 % intervals.
 
@@ -141,7 +141,7 @@ def comparison(
         title: what the bars show.
         metric: "accuracy" or another, drawn as it is.
         label: of the axis; unit included.
-        highlight: names of the rows in colour; by default the last.
+        highlight: name or names of the rows in colour; by default the last.
     """
     if not rows:
         raise InputError("no rows to compare", "one or more", "Pass (name, value, ci95) rows.")
@@ -149,7 +149,8 @@ def comparison(
         check_figure(f"the value of '{name}'", value, metric)
         check_figure(f"the interval of '{name}'", ci95, metric)
     percent = metric in SHARES
-    scale, best = (100 if percent else 1), highlight or {rows[-1][0]}
+    chosen = (highlight,) if isinstance(highlight, str) else highlight
+    scale, best = (100 if percent else 1), chosen or (rows[-1][0],)
     with picture(path, title, (7.5, 1.25 + 0.48 * len(rows))) as figure:
         axes = figure.subplots()
         for at, (name, value, ci95) in enumerate(rows):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tegu.datasets import ClassDataset, load_packed, load_sentences, read_sentences
@@ -22,6 +23,8 @@ from tegu.errors import InputError
 from tegu.sampling import Tasks
 from tegu.sources.images import Images
 from tegu.sources.source import Inputs, Wanted
+
+LOOKED_AT = 64  # rows of a pack, to tell which range they have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,15 +309,18 @@ class Packed(Own):
         return Inputs("images" if len(shape) == 3 else "vectors", shape)
 
     def varied(self) -> Augment | None:
-        """The augmentation of images; floats may have any range, and it wants 0 to 1."""
+        """The augmentation of images, which are to lie between 0 and 1."""
         if self.augment:
             index = read_index(self.place())
-            if index.get("kind") != "|u1" or len(index["shape"]) != 3:
+            data = load_packed(self.place(), next(iter(index["splits"])))
+            some = data.scale * data.examples[torch.arange(min(LOOKED_AT, len(data.examples)))]
+            low, high = float(some.min()), float(some.max())
+            if len(index["shape"]) != 3 or low < 0 or high > 1:
                 raise InputError(
-                    f"data.augment={self.augment} for a pack of {index.get('kind')} of shape "
-                    f"{tuple(index['shape'])}",
-                    "a pack of images in bytes",
-                    "Leave data.augment out, or pack bytes.",
+                    f"data.augment={self.augment} for a pack of shape {tuple(index['shape'])} with "
+                    f"numbers from {low:g} to {high:g}",
+                    "a pack of images, in bytes or from 0 to 1",
+                    "Leave data.augment out, or bring the images to that range.",
                 )
         return super().varied()
 
