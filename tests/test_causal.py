@@ -102,7 +102,7 @@ def test_episodes_come_from_the_other_environments() -> None:
 def test_each_repetition_starts_from_another_environment() -> None:
     sets = [torch.full((12, 2), float(i)) for i in range(3)]
     for number in range(4):
-        one = _repetition(sets, number, keys.key(number), "numbers")
+        one = _repetition(sets, number, keys.key(number))
         assert one.training.unique().tolist() == [number % 3]
         assert len(one.training) == 12
         assert sorted(float(part[0, 0]) for part in one.transfers) == [

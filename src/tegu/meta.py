@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from tegu.adapted import Adapted, fitting
 from tegu.arrays import numbered, read_inputs, read_labels, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tegu.engine.evaluate import Result, evaluate
+from tegu.engine.evaluate import Result, Score, evaluate
 from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings
 from tegu.engine.train import meta_train as _meta_train
@@ -153,19 +153,54 @@ class MetaLearned:
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             return self.learner.features(self.params, inputs)
 
-    def evaluate(self, tasks: Tasks, *, episodes: int = 1000, **settings: Any) -> list[Result]:
-        """Score on many episodes; see `tegu.engine.evaluate.evaluate`.
+    def evaluate(
+        self,
+        tasks: Tasks,
+        *,
+        episodes: int = 1000,
+        at_once: int = 100,
+        seconds: float = float("inf"),
+        seed: int = 0,
+        score: Score | None = None,
+        metric: str | None = None,
+        normalisations: Iterable[str] = (),
+        progress: Callable[[int, float], None] | None = None,
+    ) -> list[Result]:
+        """Score on many episodes: one result for each normalisation.
+
+        Args:
+            tasks: where episodes come from, normally of "meta_test".
+            episodes: how many.
+            at_once: how many run side by side; bounds the memory.
+            seconds: end after so much time, with as many episodes as were scored by then.
+            seed: of the learner's own random numbers.
+            score: of one episode's outputs and queries; None for the one that goes with the
+                learner's loss.
+            metric: what the score is called; None likewise.
+            normalisations: score the same tasks under each; by default under the learner's own.
+            progress: told the number of episodes done and the mean so far.
 
         Raises:
             InputError: tasks of more ways than the model has outputs.
         """
         measure = measure_of(self.learner.loss)
-        settings = {"score": measure.score, "metric": measure.metric, **settings}
         n_way = getattr(tasks, "n_way", 0)
         with alone(self.learner.model):
             learner = self.learner.for_ways(n_way) if n_way else self.learner
             _check_outputs(learner, tasks)
-            return evaluate(Vectorised(learner), self.params, tasks, episodes=episodes, **settings)
+            return evaluate(
+                Vectorised(learner),
+                self.params,
+                tasks,
+                episodes=episodes,
+                at_once=at_once,
+                seconds=seconds,
+                seed=seed,
+                score=score or measure.score,
+                metric=metric or measure.metric,
+                normalisations=normalisations,
+                progress=progress,
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes what was meta-learned to one file, whole or not at all."""
