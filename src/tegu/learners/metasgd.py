@@ -41,7 +41,7 @@ class MetaSgd(Maml):
         first_order: take the gradients of the support loss for constants in the outer
             gradient; rates are learned all the same.
 
-    The other settings are those of `Maml`.
+    The other settings are those of `Maml` but `carry`.
 
     Reference:
         arXiv:1707.09835. Differs from the paper: the outer loss is the mean over tasks,
@@ -49,6 +49,7 @@ class MetaSgd(Maml):
     """
 
     name: ClassVar[str] = "meta-sgd"
+    carries: ClassVar[tuple[str, ...]] = ()  # a step without momentum has no state
     start_numbers: ClassVar[Mapping[str, Any]] = {
         key: value for key, value in Maml.start_numbers.items() if key != "learner.inner_lr"
     }
