@@ -216,8 +216,7 @@ class Job:
         """
         train = self.recipe.train
         if LEARNERS[self.recipe.learner["name"]].pretrains:
-            data, varied = self.data("meta_train"), getattr(self.recipe.data, "varied", None)
-            augment = varied() if varied else None
+            data, augment = self.data("meta_train"), self.recipe.data.varied()
             return ClassBatches(data, train.batch, train.seed, augment=augment)
         return self.tasks(
             "meta_train",

@@ -70,7 +70,7 @@ class Ranks:
         """
         if self.world == 1:
             return
-        if getattr(learner, "serial", False):
+        if learner.goes_on():
             raise InputError(
                 f"{type(learner).__name__} with serial=True over {self.world} processes",
                 "tasks that can be learnt side by side, or one process",

@@ -328,7 +328,7 @@ class Vectorised:
 
     def _learnt_tasks(self, params: Params, episodes: Episode, keys: Tensor) -> State:
         """The states that the tasks of a meta-batch end with."""
-        if getattr(self.learner, "serial", False):
+        if self.learner.goes_on():
             return self._adapt_serially(params, episodes, keys)
         states = [
             self.adapt(params, one.support, at, training=True)
@@ -341,12 +341,11 @@ class Vectorised:
 
     def _adapt_serially(self, params: Params, episodes: Episode, keys: Tensor) -> State:
         """Each task starts from what the one before has handed over."""
-        learner: Any = self.learner
         states, current = [], params
         for t in range(size(episodes)):
             one = select(episodes, slice(t, t + 1)).support
             state = self.adapt(current, one, keys[t : t + 1], training=True)
-            current = learner.handover(current, map_tensors(lambda s: s[0], state))
+            current = self.learner.handover(current, map_tensors(lambda s: s[0], state))
             states.append(state)
         stacked: State = map_tensors(lambda *tensors: torch.cat(tensors), *states)
         return stacked

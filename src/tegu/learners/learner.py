@@ -225,6 +225,14 @@ class Learner:
         """Whether meta-training looks at query examples, so that episodes must have some."""
         return type(self).outer_update is None
 
+    def goes_on(self) -> bool:
+        """Whether a task of a meta-batch starts from what the one before it hands over."""
+        return False
+
+    def handover(self, params: Params, state: State) -> Params:
+        """What the next task starts from, where each goes on from the one before."""
+        raise TypeError(f"{type(self).__name__} has no handover(), yet goes_on() is true")
+
     def chained(self) -> bool:
         """Whether the outer loss is that of the queries after the last step and nothing else.
 

@@ -71,6 +71,9 @@ class Reptile(FineTune):
     summed: bool = True
     serial: bool = False
 
+    def goes_on(self) -> bool:
+        return self.serial
+
     def handover(self, params: Params, state: State) -> Params:
         """What the next task of a serial meta-batch starts from: old weights, new optimiser."""
         return {**params, **{f"inner/{name}": value for name, value in state["inner"].items()}}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from tegu.datasets import ClassDataset
+from tegu.datasets.augment import Augment
 from tegu.datasets.splits import check_split
 from tegu.errors import InputError
 from tegu.sampling import Tasks
@@ -112,6 +113,10 @@ class Source:
             data: what `load` gave, on its device; None without classes.
         """
         raise TypeError(f"{type(self).__name__} has no tasks()")
+
+    def varied(self) -> Augment | None:
+        """How training examples are varied, if they are."""
+        return None
 
     def examples(self, place: Path) -> tuple[list[str], list[str]]:
         """What a new task is learnt from, in files of a user's: what `read` takes, and labels.
