@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -53,3 +55,19 @@ def check_file(file: str, largest: int) -> int:
     if (size := os.stat(file).st_size) > largest:
         raise ValueError(f"{size:,} bytes, more than {largest:,}")
     return size
+
+
+def read_object(file: Path, largest: int) -> dict[str, Any]:
+    """A JSON object out of a file.
+
+    Raises:
+        ValueError: there is no such file, it is too large, or holds something else.
+    """
+    check_file(str(file), largest)
+    try:
+        found = json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__}")
+    return found

@@ -236,17 +236,6 @@ class Job:
     @cached_property
     def learner(self) -> Learner:
         """The algorithm around its model."""
-        pretrains = LEARNERS[self.recipe.learner["name"]].pretrains
-        if not pretrains:
-            return self.learner_of(0)
-        return self.learner_of(self.n_classes or self.data("meta_train").n_classes)
-
-    def learner_of(self, n_classes: int) -> Learner:
-        """The algorithm around its model, without a look at the data.
-
-        Args:
-            n_classes: of training, for one that is pre-trained on all of them.
-        """
         chosen: dict[str, Any] = dict(self.recipe.learner)
         cls = LEARNERS[chosen.pop("name")]
         train = self.recipe.train
@@ -255,7 +244,7 @@ class Job:
         told = {"n_way": train.n_way, "seed": train.seed, "numbers": numbers}
         chosen |= {name: value for name, value in told.items() if name in own}
         if cls.pretrains:
-            chosen["n_classes"] = n_classes
+            chosen["n_classes"] = self.n_classes or self.data("meta_train").n_classes
         return cls(
             model=self._model().to(self.recipe.engine.device), loss=self.measure.loss, **chosen
         )

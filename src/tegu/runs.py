@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from tegu.adapted import fitting
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.run import LARGEST, Run
 from tegu.errors import InputError
+from tegu.files import read_object
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.meta import MetaLearned
@@ -36,7 +36,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     params = checkpoint_of(place, plain).params
     # What served the training would change the program that this one is part of.
     serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
-    learner = Job(recipes.parse(plain, serving)).learner_of(classes_of(params))
+    learner = Job(recipes.parse(plain, serving), n_classes=classes_of(params)).learner
     return MetaLearned(learner, fitting(params, learner, where=place / CHECKPOINT))
 
 
@@ -52,15 +52,15 @@ def recipe_of(run: Path) -> dict[str, Any]:
         InputError: there is no run, or its settings cannot be read.
     """
     file = run / "recipe.json"
-    if not file.is_file() or file.stat().st_size > LARGEST:
+    if not file.is_file():
         raise InputError(
             f"{run} holds no run", "a folder that `tegu train` has made", "Check the path."
         )
     try:
-        plain = json.loads(file.read_text())
-        if not isinstance(plain, dict) or "learner" not in plain:
-            raise ValueError
-    except (ValueError, RecursionError):
+        plain = read_object(file, LARGEST)
+        if "learner" not in plain:
+            raise ValueError("no learner")
+    except ValueError:
         raise InputError(
             f"{file} is no recipe", "the settings that a run has written", "Train the run again."
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, write_atomically
 from tegu.errors import InputError
+from tegu.files import read_object
 
 try:
     import fcntl
@@ -152,12 +153,8 @@ class Run:
                 "Choose another folder; nothing in this one was touched.",
             )
         try:
-            if file.stat().st_size > LARGEST:
-                raise ValueError(f"more than {LARGEST:,} bytes")
-            other = json.loads(file.read_text())
-            if not isinstance(other, dict):
-                raise ValueError(f"a {type(other).__name__}")
-        except (ValueError, RecursionError) as failure:
+            other = read_object(file, LARGEST)
+        except ValueError as failure:
             raise InputError(
                 f"{file} holds no settings",
                 "a recipe that tegu has written",
@@ -206,18 +203,15 @@ def read_classes(folder: Path) -> dict[str, int] | None:
     if not file.is_file():
         return None
     try:
-        if file.stat().st_size > LONGEST:
-            raise ValueError(f"more than {LONGEST:,} bytes")
-        found = json.loads(file.read_bytes())
-        if not all(type(count) is int for count in found.values()):
+        classes: dict[str, int] = read_object(file, LONGEST)
+        if not all(type(count) is int for count in classes.values()):
             raise ValueError("sizes that are no whole numbers")
-    except (ValueError, AttributeError, RecursionError) as failure:
+    except ValueError as failure:
         raise InputError(
             f"{file} is no list of classes ({failure})",
             "the file that a run has written",
             "Move it away to go on without a look at whether the data are the same.",
         ) from failure
-    classes: dict[str, int] = found
     return classes
 
 
