@@ -223,3 +223,28 @@ def test_errors() -> None:
         Grammars(longest=2)
     with pytest.raises(InputError, match="3 study examples and 10 queries of gold"):
         Grammars("gold", n_support=3)
+
+
+def test_taught_study_is_on_the_plan_of_the_human_study() -> None:
+    for index in range(40):
+        grammar, pairs = Grammars(study="taught").pairs(index)
+        shown, asked = ({c for c, _ in part} for part in (pairs[:14], pairs[14:]))
+        assert len(shown | asked) == 24
+        assert all(grammar.interpret(command) == output for command, output in pairs)
+        assert {c for c in shown if len(c) == 1} == {(w,) for w in grammar.primitives}
+        for function in grammar.functions:
+            assert sum(c[1:2] == (function.word,) and len(c) < 4 for c in shown) >= 2
+        (new,) = (w for w in grammar.primitives if not any(w in c for c in shown - {(w,)}))
+        assert all(new in command for command in asked)
+
+
+def test_the_plan_of_the_human_study_is_that_of_its_episode() -> None:
+    shown, asked = mini_scan()[1:]
+    zup = COMMANDS.index("zup")
+    assert [c for c in shown if zup in c] == [(zup,)]
+    assert all(zup in command for command in asked)
+
+
+def test_few_study_examples_on_that_plan() -> None:
+    _, pairs = Grammars(study="taught", n_support=5, n_query=2).pairs(0)
+    assert sorted(len(c) for c, _ in pairs[:5])[:4] == [1, 1, 1, 1]

@@ -14,13 +14,14 @@ from torch.func import grad, vmap
 import tegu
 from tegu import keys, recipes
 from tegu.datasets import Grammars
+from tegu.datasets.tokens import END, WORDS
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, select
 from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import Mlc
-from tegu.learners.mlc import _dropout
+from tegu.learners.mlc import _dropout, agreed
 from tegu.losses import exact_match
 from tegu.models import StudyTransformer
 
@@ -198,3 +199,37 @@ def test_answers_longer_than_the_network_writes(episodes: Episode) -> None:
     assert learned.adapt([[3, 4]], [[3] * 6]).predict([[3]])
     with pytest.raises(InputError, match="at most 6"):
         learned.adapt([[3, 4]], [[3] * 7])
+
+
+def test_the_answer_that_most_views_have_is_taken() -> None:
+    """Three views of one query: tokens a END x, a END y, b END z; what follows END is no answer."""
+    a, b = WORDS, WORDS + 1
+    tokens = torch.tensor([[[b, END, 0]], [[a, END, 1]], [[a, END, 2]]])
+    scores = F.one_hot(tokens, 5).double() * 3
+    assert torch.equal(agreed(scores), scores[1])
+    assert torch.equal(agreed(scores[:1]), scores[0])
+
+
+def test_views_are_other_names_of_one_task(episodes: Episode) -> None:
+    """Each view by hand: words and symbols renamed, answered, and named back."""
+    views, episode = 3, select(episodes, 0)
+    learner = made(views=views)
+    params, key = learner.init(), keys.key(11)
+    state = learner.begin(params, episode.support, key, training=False)
+    found = learner.predict(params, state, episode.query.x, episode.query.mask)
+    answers = []
+    for words, symbols in zip(state["words"], state["symbols"], strict=True):
+        assert sorted(words.tolist()) == list(range(12))
+        assert words[:WORDS].tolist() == symbols[:WORDS].tolist() == list(range(WORDS))
+        x, y, mask = episode.support
+        study = learner.model.study(words[x], symbols[y], mask)
+        answers.append(learner.model.generate(study, words[episode.query.x])[..., symbols])
+    assert torch.equal(state["words"][0], torch.arange(12))
+    assert not torch.equal(state["words"][1], state["words"][2])
+    for query in range(3):
+        assert any(torch.allclose(found[query], a[query], atol=1e-12) for a in answers)
+
+
+def test_no_views_are_refused() -> None:
+    with pytest.raises(InputError, match="views is 0"):
+        made(views=0)

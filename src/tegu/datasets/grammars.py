@@ -44,7 +44,7 @@ SPLITS = ("meta_train", "meta_val", "meta_test", "gold", "human")
 COMMANDS = ("dax", "lug", "wif", "zup", "fep", "blicket", "kiki", "tufa", "gazzer")
 OUTPUTS = ("RED", "YELLOW", "GREEN", "BLUE", "PURPLE", "PINK")
 PRIMITIVES, FUNCTIONS = 4, 3
-STUDY = ("random", "simple")
+STUDY = ("random", "simple", "taught")
 SPREAD = 2.0  # words by which a longer command may come before a shorter one
 
 Sequence = tuple[int, ...]
@@ -239,8 +239,9 @@ class Grammars:
         n_query: commands asked; 10 where the grammar is the people's.
         longest: words of a command and symbols of an output, at most.
         study: which commands are shown: "random", as in the paper; or "simple": each primitive
-            alone and for the rest rather the shorter ones, so that queries put together what
-            was shown apart, as they did for people.
+            alone and for the rest rather the shorter ones; or "taught", the plan of the human
+            study: each primitive alone, each function twice on primitives, then functions put
+            together, where one primitive is shown alone only, and every query has it.
 
     Commands and outputs are drawn until there are enough that differ and are short enough;
     so are grammars of the split.
@@ -305,6 +306,10 @@ class Grammars:
             grammar = draw_grammar(draw, self.longest)
             if _split(grammar.functions) != self.split:
                 continue
+            if self.study == "taught":
+                if taught := self._taught(grammar, draw):
+                    return grammar, taught
+                continue
             found: dict[Sequence, Sequence] = {}
             if self.study == "simple":
                 found = {(w,): (s,) for w, s in list(grammar.primitives.items())[:wanted]}
@@ -320,6 +325,42 @@ class Grammars:
                 listed = list(found.items())
                 mixed = [listed[i] for i in _shuffled(list(range(wanted)), draw)]
                 return grammar, self._simple_first(mixed, draw) if self.study == "simple" else mixed
+
+    def _taught(self, grammar: Grammar, draw: Draw) -> list[tuple[Sequence, Sequence]]:
+        """Study examples on the plan of the human study, and queries; empty where few are short."""
+        primitives = list(grammar.primitives)
+        shown, new = primitives[:-1], primitives[-1]
+
+        def some(draw_one: Callable[[], Sequence], count: int) -> list[Sequence]:
+            found: list[Sequence] = []
+            for _ in range(200 * count):
+                if len(found) == count:
+                    break
+                command = draw_one()
+                if not command or command in found + study:
+                    continue
+                if 0 < len(grammar.interpret(command) or ()) <= self.longest:
+                    found.append(command)
+            return found
+
+        def one_of(function: Function) -> Sequence:
+            words = _shuffled(list(shown), draw)
+            return (words[0], function.word, *(words[1:2] if function.right else ()))
+
+        def composed(with_new: bool) -> Sequence:
+            command = _command(grammar, draw, self.longest)
+            return command if (new in command) is with_new else ()
+
+        study: list[Sequence] = [(word,) for word in primitives]
+        for function in grammar.functions:
+            study += some(lambda f=function: one_of(f), 2)  # type: ignore[misc]
+        del study[self.n_support :]
+        study += some(lambda: composed(False), self.n_support - len(study))
+        study = [study[i] for i in _shuffled(list(range(len(study))), draw)]
+        asked = some(lambda: composed(True), self.n_query)
+        if len(study) < self.n_support or len(asked) < self.n_query:
+            return []
+        return [(command, grammar.interpret(command) or ()) for command in (*study, *asked)]
 
     def _simple_first(
         self, pairs: list[tuple[Sequence, Sequence]], draw: Draw

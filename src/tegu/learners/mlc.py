@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import vmap
 
 from tegu import keys
-from tegu.datasets.tokens import PAD
+from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
 from tegu.inner import Params
@@ -40,6 +41,9 @@ class Mlc(Learner):
         dropout: share of activations dropped while meta-training, on embeddings and on what
             each block adds.
         recall: study examples that are asked as queries too, while meta-training; -1 for all.
+        views: how many times a new task is read, after meta-training: as it is, then with all
+            words and all symbols under names of one another. The answer of a query is the one
+            that most views agree on. Only where no word has a meaning that outlives a task.
 
     Reference:
         Nature 623:115-121 and the authors' code, brendenlake/MLC. Differs from them: as
@@ -53,10 +57,12 @@ class Mlc(Learner):
     targets: ClassVar[tuple[str, ...]] = ("sequences",)
     network: ClassVar[Mapping[str, Any]] = {"name": "study-transformer"}
     start: ClassVar[Mapping[str, Any]] = {"train.outer_lr": 0.001}
+    later: ClassVar[tuple[str, ...]] = ("views",)
 
     loss: Loss = field(default=token_cross_entropy, repr=False)
     dropout: float = 0.1
     recall: int = -1
+    views: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +77,42 @@ class Mlc(Learner):
             raise InputError(
                 f"recall is {self.recall}", "a number of examples, or -1 for all", "Write -1."
             )
+        if self.views < 1:
+            raise InputError(f"views is {self.views}", "at least 1", "Write 1, or 8.")
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
-        return {"study": self.call("study", params, *support)}
+        if training or self.views == 1:
+            return {"study": self.call("study", params, *support)}
+        words, symbols = (
+            self._names(keys.fold(key, i), count)  # type: ignore[arg-type]
+            for i, count in enumerate((self.model.n_inputs, self.model.n_outputs))
+        )
+
+        def viewed(words: Tensor, symbols: Tensor) -> Any:
+            return self.call("study", params, words[support.x], symbols[support.y], support.mask)
+
+        return {"study": vmap(viewed)(words, symbols), "words": words, "symbols": symbols}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.call("generate", params, Study(*state["study"]), query)
-        return out
+        def answered(study: Any, query: Tensor) -> Tensor:
+            out: Tensor = self.call("generate", params, Study(*study), query)
+            return out
+
+        if "words" not in state:
+            return answered(state["study"], query)
+        scores = vmap(lambda study, names: answered(study, names[query]))(
+            state["study"], state["words"]
+        )  # (V, Q, M, N)
+        scores = vmap(lambda scores, names: scores[..., names])(scores, state["symbols"])
+        return agreed(scores)
+
+    def _names(self, key: Tensor, count: int) -> Tensor:
+        """Tokens under other names, (V, count): the first as they are, none of the special ones."""
+        tokens, own = torch.arange(count, device=key.device), []
+        for view in range(self.views):
+            drawn = keys.permutation(keys.fold(key, view), count - WORDS) + WORDS
+            own.append(torch.cat([tokens[:WORDS], drawn]) if view else tokens)
+        return torch.stack(own)
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         support, asked = episode
@@ -95,6 +130,19 @@ class Mlc(Learner):
             answered = torch.cat([answered, keys.fold(keys.fold(key, 3), again)])
         drop = _dropout(self.dropout, answered)
         return self.loss(self.call("answer", params, study, asked.x, asked.y, drop), asked)
+
+
+def agreed(scores: Tensor) -> Tensor:
+    """Scores (Q, M, N) of one view of (V, Q, M, N): whose answer most views have, query by query.
+
+    An answer is the likeliest tokens up to their END. Of equals the first.
+    """
+    tokens = scores.argmax(-1)
+    done = (tokens == END).cumsum(-1) > 0
+    tokens = tokens.masked_fill(done, END)
+    votes = (tokens[:, None] == tokens[None]).all(-1).sum(1)  # (V, Q)
+    at = votes.argmax(0)[None, :, None, None].expand(1, *scores.shape[1:])
+    return scores.gather(0, at)[0]
 
 
 def _joined(one: Tensor, other: Tensor) -> Tensor:
