@@ -15,7 +15,7 @@ from tegu.compare import Budget, common, run, written
 from tegu.errors import InputError
 from tegu.learners import LEARNERS
 from tegu.pictures import side_by_side
-from tegu.recipes import tomllib
+from tegu.recipes.shelf import tomllib
 from tegu.report import check
 from tegu.sources import SOURCES
 

@@ -114,6 +114,29 @@ def test_stopped_by_a_signal_and_resumed(signum: int, tasks: FewShotTasks, tmp_p
     assert len(digests) == 1
 
 
+def test_a_second_signal_ends_the_iteration_itself(tasks: FewShotTasks, tmp_path: Path) -> None:
+    class Long(Vectorised):
+        """The third update waits for a signal that comes twice."""
+
+        def update(self, *args: Any, done: float, **settings: Any) -> Any:
+            if done > 0.4:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+                raise AssertionError("went on")
+            return super().update(*args, done=done, **settings)
+
+    settings = Settings(5, 2, seed=3, checkpoint_seconds=0)
+    expected, _ = meta_train(engine(), tasks, settings)
+    run, before = Run(tmp_path / "run", RECIPE), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as info:
+        meta_train(Long(engine().learner), tasks, settings, run=run)
+    assert type(info.value) is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is before
+    assert load_checkpoint(run.checkpoint).iteration >= 1
+    again = Run(tmp_path / "run", RECIPE)
+    same(meta_train(engine(), tasks, settings, run=again, resume=True)[0], expected)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_outer_step_size_falls_as_torch_has_it(schedule: str, tasks: FewShotTasks) -> None:
     settings = Settings(7, 1, outer_lr=0.5, outer_lr_final=0.1, outer_schedule=schedule)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -373,6 +375,7 @@ def meta_train(
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM, where there is a run; a checkpoint was saved first.
+        KeyboardInterrupt: a second of them, before that was done.
         InputError: episodes without queries, for a learner that learns from them.
     """
     ranks.check(engine.learner, settings.meta_batch)
@@ -396,7 +399,11 @@ def _trained(
     meeting = Meeting(ranks, settings.meta_batch, now.note)
     meets = {"others": meeting} if ranks.world > 1 else {}
     # Without a folder there is nothing to save before the end, and Ctrl-C is Python's own.
-    with _stop_signals(now.signals) if now.run or meets else contextlib.nullcontext():
+    with (
+        _stop_signals(now.signals, alone=not meets)
+        if now.run or meets
+        else contextlib.nullcontext()
+    ):
         drawn = batches(
             tasks,
             meta_batch=settings.meta_batch,
@@ -442,16 +449,28 @@ def _trained(
 
 
 @contextmanager
-def _stop_signals(seen: list[int]) -> Iterator[None]:
-    """Collects SIGINT and SIGTERM, so that an iteration is never torn apart."""
+def _stop_signals(seen: list[int], *, alone: bool) -> Iterator[None]:
+    """Collects SIGINT and SIGTERM, so that an iteration is never torn apart; a second ends it.
+
+    An iteration can be minutes long, where it compiles. Whoever cannot wait goes on from the last
+    checkpoint. Not so among ranks: torchrun passes on what a terminal has sent them already.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def told(signum: int, _frame: object) -> None:
+        if seen and alone:
+            raise KeyboardInterrupt
+        seen.append(signum)
+        if sys.stderr is not None and sys.stderr.isatty():  # print is not for use in here
+            os.write(2, b"\nstops after this meta-iteration; once more stops at once\n")
+
     handlers = {}
     for signum in STOPS:
         # A handler in C could not be put back afterwards.
         if signal.getsignal(signum) is not None:
-            handlers[signum] = signal.signal(signum, lambda number, _frame: seen.append(number))
+            handlers[signum] = signal.signal(signum, told)
     try:
         yield
     finally:
