@@ -167,8 +167,8 @@ RANDOM = np.random.default_rng(4).normal(size=(40, 3))
             "9 rows of the environment 'y'; expected at least 10 of each. Collect",
         ),
         (table_of(RANDOM[:, :2]), {"kind": "words"}, "unknown kind 'words'; expected one of auto"),
-        (table_of(RANDOM[:, :2]), {"updates": 0}, "updates is 0; expected 1 or more. Raise"),
-        (table_of(RANDOM[:, :2]), {"repetitions": 0}, "repetitions is 0; expected 1 or more."),
+        (table_of(RANDOM[:, :2]), {"updates": 0}, "updates is 0; expected at least 1. Raise"),
+        (table_of(RANDOM[:, :2]), {"repetitions": 0}, "repetitions is 0; expected at least 1."),
     ],
 )
 def test_tables_that_do_not_bear_the_method(

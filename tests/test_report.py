@@ -95,7 +95,7 @@ def test_figures_that_rest_on_other_queries_say_so() -> None:
     [
         (lambda d: d["cells"][0].update(value=95.4), "value of cell 0 is 95.4; .* from 0 to 1"),
         (lambda d: d["cells"][0].update(published=98), "published of cell 0 is 98; .*per cent"),
-        (lambda d: d["cells"][0].update(ci95=-0.1), "ci95 of cell 0 is -0.1; expected 0 or more"),
+        (lambda d: d["cells"][0].update(ci95=-0.1), "ci95 of cell 0 is -0.1; expected at least 0"),
         (lambda d: d["cells"][0].update(value=math.nan), "value of cell 0 is nan; .*finite"),
         (lambda d: d["cells"][0].update(value="0.9"), "value of cell 0 is '0.9'; .*finite"),
         (lambda d: d["cells"][0].pop("source"), "cell 0 lacks source; expected the keys protocol"),

@@ -28,7 +28,7 @@ from tegu import keys
 from tegu.columns import Columns
 from tegu.engine.worlds import stacked, train_worlds
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
 from tegu.learners.causal_transfer import GAMMA, CausalTransfer
 from tegu.models.categories import category_pair, counts, tables_of
@@ -183,8 +183,7 @@ def find_direction(
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     for name, value in (("repetitions", repetitions), ("updates", updates)):
-        if value < 1:
-            raise InputError(f"{name} is {value}", "1 or more", f"Raise {name}.")
+        check_range(name, value, 1)
     groups = _checked(table)
     if kind == "auto":
         whole = bool((table.values == table.values.round()).all())

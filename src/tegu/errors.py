@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -37,6 +38,54 @@ class InputError(ValueError):
 
 class InputTypeError(InputError, TypeError):
     """A value of the wrong kind, a string where a number belongs, say."""
+
+
+def check_range(
+    name: str,
+    value: float,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    todo: str = "",
+) -> None:
+    """Refuses a number out of its bounds, and one that is not finite.
+
+    Args:
+        name: of the number.
+        value: the number.
+        least, most: bounds that it may reach.
+        above, below: bounds that it may not.
+        todo: what the reader can do; to raise or to lower it, where this is empty.
+
+    Raises:
+        InputError: out of bounds.
+
+    Example:
+        >>> check_range("dropout", 0.5, 0, below=1)
+        >>> check_range("dropout", 1, 0, below=1)
+        Traceback (most recent call last):
+        tegu.errors.InputError: dropout is 1; expected at least 0 and below 1. Lower dropout.
+    """
+    low = -math.inf if least is None else least
+    high = math.inf if most is None else most
+    inside = low <= value <= high and math.isfinite(value)
+    inside = inside and (above is None or value > above) and (below is None or value < below)
+    if inside:
+        return
+    if least is not None and most is not None:
+        wanted = f"{_told(least)} to {_told(most)}"
+    else:
+        bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
+        wanted = " and ".join(f"{way} {_told(bound)}" for way, bound in bounds if bound is not None)
+        wanted = f"a number {wanted}" if above is not None and below is None else wanted
+    low = value < low or (above is not None and value <= above)
+    raise InputError(f"{name} is {value}", wanted, todo or f"{'Raise' if low else 'Lower'} {name}.")
+
+
+def _told(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:

@@ -23,7 +23,7 @@ from tegu.datasets import ClassDataset
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result
 from tegu.engine.train import Progress
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.learners import Reptile
 from tegu.meta import MetaLearned, meta_train
 from tegu.models import Mlp
@@ -86,10 +86,7 @@ class ReptileEstimator:
 
     def __post_init__(self) -> None:
         for name, least in (("hidden_size", 1), ("layers", 1), ("n_way", 2), ("n_shot", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), least)
 
     def learner(self, width: int) -> Reptile:
         """The learner for inputs of so many numbers, as `fit` builds it."""

@@ -18,7 +18,7 @@ from tegu import keys
 from tegu.engine.trees import map_tensors
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, InputTypeError
+from tegu.errors import InputError, InputTypeError, check_range
 from tegu.inner import Params
 from tegu.learners import CausalGraph
 from tegu.models import MaskedMlps
@@ -187,8 +187,7 @@ def discretised(table: Any, usual: Any = None, *, bins: int = 3) -> Tensor:
             "finite numbers",
             "Drop the row, or fill in what is missing.",
         )
-    if bins < 3:
-        raise InputError(f"bins is {bins}", "3 or more", "Write bins=3, say.")
+    check_range("bins", bins, 3, todo="Write bins=3, say.")
     chosen = torch.ones(len(values), dtype=torch.bool) if usual is None else torch.as_tensor(usual)
     columns = []
     for number, column in enumerate(values.T):

@@ -13,7 +13,7 @@ from tegu import keys
 from tegu.datasets.augment import Augment
 from tegu.datasets.classes import ClassDataset
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 
 
 class Tasks(Protocol):
@@ -61,12 +61,7 @@ class FewShotTasks:
     def __post_init__(self) -> None:
         where = f"{self.data.name} {self.data.split}"
         for name, least in (("n_way", 2), ("n_shot", 1), ("n_query", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}",
-                    f"at least {least}",
-                    f"Pass {name}={least} or more.",
-                )
+            check_range(name, getattr(self, name), least, todo=f"Pass {name}={least} or more.")
         if self.n_way > self.data.n_classes:
             raise InputError(
                 f"n_way is {self.n_way}, but {where} has {self.data.n_classes} classes",
@@ -172,8 +167,7 @@ class ClassBatches:
     augment: Augment | None = None
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise InputError(f"batch is {self.batch}", "at least 1", "Pass batch=64, say.")
+        check_range("batch", self.batch, 1, todo="Pass batch=64, say.")
         _check_augment(self.data, self.augment)
 
     @property

@@ -192,8 +192,8 @@ def test_each_face_once_before_any_comes_again(monkeypatch: pytest.MonkeyPatch) 
     ("split", "settings", "match"),
     [
         ("meta_tset", {}, "unknown split 'meta_tset'; expected .* Did you mean 'meta_test'"),
-        ("meta_train", {"size": 100}, "size is 100; expected 8 to 64 pixels"),
-        ("meta_train", {"per_class": 0}, "per_class is 0; expected 1 to 200 examples"),
+        ("meta_train", {"size": 100}, "size is 100; expected 8 to 64"),
+        ("meta_train", {"per_class": 0}, "per_class is 0; expected 1 to 200"),
     ],
 )
 def test_bad_settings(split: str, settings: dict[str, int], match: str) -> None:

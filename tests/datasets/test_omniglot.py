@@ -448,7 +448,7 @@ def test_a_download_that_cannot_be_kept(
         ("meta_val", {"partition": "alphabets"}, "held_out=0 has no meta_val .* held_out=5"),
         ("meta_train", {"held_out": 5}, "held_out is 5 with partition 'reptile'"),
         ("meta_train", {"partition": "alphabets", "held_out": 30}, "1 to 29 of the 30"),
-        ("meta_train", {"size": 4}, "size is 4; expected 8 to 105 pixels"),
+        ("meta_train", {"size": 4}, "size is 4; expected 8 to 105"),
         ("meta_train", {"shrink": "mena"}, "unknown way to shrink .* Did you mean 'mean'"),
     ],
 )

@@ -106,7 +106,7 @@ def test_images_are_cropped_to_their_ink() -> None:
         ({"alphabets": 0}, "alphabets is 0; expected 1 to 1,000,000"),
         ({"characters": 0}, "characters is 0"),
         ({"drawers": 201}, "drawers is 201; expected 1 to 200"),
-        ({"size": 7}, "size is 7; expected 8 to 105 pixels"),
+        ({"size": 7}, "size is 7; expected 8 to 105"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str) -> None:

@@ -89,8 +89,8 @@ def test_more_shots_keep_the_wave() -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"n_shot": 0}, "n_shot is 0; expected 1 or more. Raise n_shot."),
-        ({"n_query": -2}, "n_query is -2; expected 1 or more. Raise n_query."),
+        ({"n_shot": 0}, "n_shot is 0; expected at least 1. Raise n_shot."),
+        ({"n_query": -2}, "n_query is -2; expected at least 1. Raise n_query."),
         ({"split": "meta_tests"}, "unknown split 'meta_tests'; .*Did you mean 'meta_test'?"),
         ({"amplitude": (5.0, 0.1)}, r"range of amplitude is \(5.0, 0.1\); .*the lower first"),
         ({"phase": (1.0, 1.0)}, r"range of phase is \(1.0, 1.0\); .*Pass phase=\(low, high\)"),

@@ -136,7 +136,7 @@ def test_each_normalisation_is_named_and_scored_from_one_adaptation(
 
 def test_no_task_at_once_is_refused(tasks: FewShotTasks) -> None:
     learner = learner_of(Mlp(6, 3))
-    with pytest.raises(InputError, match="at_once is 0; expected 1 or more"):
+    with pytest.raises(InputError, match="at_once is 0; expected at least 1"):
         evaluate(Vectorised(learner), learner.init(), tasks, episodes=2, at_once=0)
 
 

@@ -131,14 +131,14 @@ def test_the_published_scale_goes_by_the_number_of_classes(smooth: nn.Module) ->
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"eval_steps": -1}, "eval_steps is -1; expected 0 or more"),
-        ({"eval_batch": -1}, "eval_batch is -1; expected 0 or more"),
-        ({"head_lr": 0.0}, r"head_lr is 0\.0; expected a step size above 0"),
+        ({"eval_steps": -1}, "eval_steps is -1; expected at least 0"),
+        ({"eval_batch": -1}, "eval_batch is -1; expected at least 0"),
+        ({"head_lr": 0.0}, r"head_lr is 0\.0; expected a number above 0"),
         ({"momentum": 1.0}, r"momentum is 1\.0; expected at least 0 and below 1"),
         ({"dampening": -0.1}, r"dampening is -0\.1; expected at least 0"),
-        ({"weight_decay": -1.0}, r"weight_decay is -1\.0; expected 0 or more"),
+        ({"weight_decay": -1.0}, r"weight_decay is -1\.0; expected at least 0"),
         ({"scale": 0.0}, r"scale is 0\.0; expected a number above 0"),
-        ({"base_scale": -2.0}, r"base_scale is -2\.0; expected 0 or more"),
+        ({"base_scale": -2.0}, r"base_scale is -2\.0; expected at least 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str, smooth: nn.Module) -> None:

@@ -316,7 +316,7 @@ def test_one_call_fits_the_models_and_finds_the_cause() -> None:
     [
         ({"evidence": "max"}, "unknown evidence 'max'; expected one of mean, sum. Did"),
         ({"fit": 1.0}, "fit is 1.0; expected at least 0 and below 1. Try 0.5."),
-        ({"em": -1}, "em is -1; expected 0 or more. Raise em."),
+        ({"em": -1}, "em is -1; expected at least 0. Raise em."),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:

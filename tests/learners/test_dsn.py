@@ -200,7 +200,7 @@ def test_padding_spans_nothing() -> None:
     ("settings", "text"),
     [
         ({"regulariser": 0.0}, r"regulariser is 0.0; expected a number above 0"),
-        ({"discriminative": -0.1}, r"discriminative is -0.1; expected 0 or more"),
+        ({"discriminative": -0.1}, r"discriminative is -0.1; expected at least 0"),
     ],
 )
 def test_what_is_refused(settings: dict[str, float], text: str) -> None:

@@ -139,7 +139,7 @@ def test_weights_of_the_attention(smooth: nn.Module) -> None:
     [
         ({"temperature": 0.0}, r"temperature is 0\.0; expected a number above 0"),
         ({"balance_temperature": -1.0}, r"balance_temperature is -1\.0; expected a number above"),
-        ({"balance": -0.1}, r"balance is -0\.1; expected a number from 0"),
+        ({"balance": -0.1}, r"balance is -0\.1; expected at least 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str, smooth: nn.Module) -> None:

@@ -308,7 +308,7 @@ def test_a_task_keeps_weights_alone(episodes: Episode) -> None:
     [
         ({"solver": "gc"}, r"unknown solver 'gc'.*Did you mean 'cg'"),
         ({"pull": "never"}, "unknown way to pull 'never'"),
-        ({"damping": -1.0}, r"damping is -1\.0; expected 0 or more"),
+        ({"damping": -1.0}, r"damping is -1\.0; expected at least 0"),
         ({"strength": 0.0}, r"strength is 0\.0; expected a number above 0"),
         ({"solver_steps": 0}, "solver_steps is 0; expected at least 1"),
     ],

@@ -179,5 +179,5 @@ def test_queries_help(rectify: bool, smooth: nn.Module, clusters: Any, judged: A
 @pytest.mark.parametrize("name", ["weight", "neighbours", "rounds"])
 def test_bad_settings(name: str, smooth: nn.Module) -> None:
     settings: Any = {name: -1}
-    with pytest.raises(InputError, match=f"{name} is -1; expected 0 or more"):
+    with pytest.raises(InputError, match=f"{name} is -1; expected at least 0"):
         LaplacianShot(model=smooth, n_classes=7, **settings)

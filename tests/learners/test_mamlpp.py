@@ -264,8 +264,8 @@ def test_each_phase_moves_the_parameters_as_its_own_gradient_says(toy_data: Clas
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"multi_step_until": 1.5}, r"multi_step_until is 1.5; expected a share"),
-        ({"first_order_until": -0.1}, r"first_order_until is -0.1; expected a share"),
+        ({"multi_step_until": 1.5}, r"multi_step_until is 1.5; expected 0 to 1"),
+        ({"first_order_until": -0.1}, r"first_order_until is -0.1; expected 0 to 1"),
         ({"inner_optimiser": "adam"}, r"maml\+\+ with adam.*expected plain SGD"),
         ({"momentum": 0.9}, r"momentum 0.9.*expected plain SGD"),
         ({"carry": True}, "carry with sgd and MamlPlusPlus"),

@@ -180,7 +180,7 @@ def test_torch_s_own_kernels_and_scalars() -> None:
 
 
 def test_a_negative_size_is_refused() -> None:
-    with pytest.raises(InputError, match="largest is -1; expected 0 or more"):
+    with pytest.raises(InputError, match="largest is -1; expected at least 0"):
         learner(largest=-1)
 
 

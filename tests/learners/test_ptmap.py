@@ -135,7 +135,7 @@ def test_queries_help(smooth: nn.Module, clusters: Any, judged: Any) -> None:
     [
         ({"power": 0.0}, r"power is 0\.0; expected a number above 0"),
         ({"sharpness": -1.0}, r"sharpness is -1\.0; expected a number above 0"),
-        ({"rate": 1.5}, r"rate is 1\.5; expected a share from 0 to 1"),
+        ({"rate": 1.5}, r"rate is 1\.5; expected 0 to 1"),
         ({"rounds": -1}, r"rounds is -1; expected at least 0"),
         ({"sinkhorn": 0}, r"sinkhorn is 0; expected at least 1"),
     ],

@@ -256,10 +256,10 @@ def test_parallel_mode_carries_what_the_same_gradients_leave_in_turn(
     [
         ({"inner_steps": 0}, "inner_steps is 0; expected at least 1"),
         ({"inner_batch": -1}, "inner_batch is -1; expected at least 0"),
-        ({"eval_steps": -1}, "eval_steps is -1; expected 0 or more"),
+        ({"eval_steps": -1}, "eval_steps is -1; expected at least 0"),
         ({"momentum": 1.0}, "momentum is 1.0; expected at least 0 and below 1"),
         ({"beta1": -0.1}, "beta1 is -0.1; expected at least 0 and below 1"),
-        ({"inner_lr": float("nan")}, "inner_lr is nan; expected a step size above 0"),
+        ({"inner_lr": float("nan")}, "inner_lr is nan; expected a number above 0"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], text: str) -> None:

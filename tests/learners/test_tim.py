@@ -115,8 +115,8 @@ def test_queries_help(smooth: nn.Module, clusters: Any, judged: Any) -> None:
     [
         ({"temperature": 0.0}, r"temperature is 0\.0; expected a number above 0"),
         ({"support_weight": -1.0}, r"support_weight is -1\.0; expected a number above 0"),
-        ({"certainty": -0.1}, r"certainty is -0\.1; expected 0 or more"),
-        ({"rounds": -1}, r"rounds is -1; expected 0 or more"),
+        ({"certainty": -0.1}, r"certainty is -0\.1; expected at least 0"),
+        ({"rounds": -1}, r"rounds is -1; expected at least 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str, smooth: nn.Module) -> None:

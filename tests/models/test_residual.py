@@ -146,7 +146,7 @@ def test_weights_of_their_own_per_task_and_no_head(make) -> None:
         (lambda: ResNet12(5, size=8), r"images of 8 pixels for a ResNet12; expected 16 or more"),
         (lambda: ResNet12(5, widths=(64,)), r"1 widths for a ResNet12; .* four blocks"),
         (lambda: WideResNet(5, depth=27), r"depth is 27; expected 10, 16, 22, 28"),
-        (lambda: WideResNet(5, widen=0), r"widen is 0; expected 1 or more"),
+        (lambda: WideResNet(5, widen=0), r"widen is 0; expected at least 1"),
     ],
 )
 def test_what_cannot_be_built(make, text: str) -> None:

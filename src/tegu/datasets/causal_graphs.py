@@ -16,7 +16,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.splits import SPLITS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import check_range, unknown
 
 FAMILIES = ("chain", "fork", "collider", "jungle", "full", "random")
 INTERVENTIONS = ("soft", "perfect")
@@ -149,10 +149,7 @@ class CausalGraphs:
             if given not in names:
                 raise unknown(kind, given, names)
         for name, least in (("n_shot", 1), ("n_query", 1), ("variables", 2), ("n_categories", 2)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"{least} or more", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), least)
 
     def _key(self) -> Tensor:
         path = ("causal-graphs", self.family, self.variables, self.world)

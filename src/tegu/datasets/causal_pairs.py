@@ -23,7 +23,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,7 @@ class _Pairs:
     def __post_init__(self) -> None:
         check_split(self.split)
         for name in ("n_shot", "n_query"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "1 or more", f"Raise {name}.")
+            check_range(name, getattr(self, name), 1)
 
     def _world_key(self) -> Tensor:
         return keys.key(self.seed, type(self).__name__, "world", self.world)
@@ -129,12 +128,8 @@ class CategoryPairs(_Pairs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.network < 0:
-            raise InputError(f"network is {self.network}", "0 or more", "Try 8, or 0.")
-        if self.n_categories < 2:
-            raise InputError(
-                f"n_categories is {self.n_categories}", "2 or more", "Raise n_categories."
-            )
+        check_range("network", self.network, 0, todo="Try 8, or 0.")
+        check_range("n_categories", self.n_categories, 2)
 
     @cached_property
     def mechanism(self) -> Tensor:
@@ -245,12 +240,10 @@ class ContinuousPairs(_Pairs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.anchors < 3:
-            raise InputError(f"anchors is {self.anchors}", "3 or more", "Raise anchors.")
+        check_range("anchors", self.anchors, 3)
         for name in ("span", "deviation", "narrowed", "shift", "noise"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise InputError(f"{name} is {value}", "a number above 0", f"Raise {name}.")
+            check_range(name, value, above=0)
 
     def mechanism(self, cause: Tensor) -> Tensor:
         """Mean effect of causes of any shape, float64."""

@@ -26,7 +26,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import Packable, write_packed
 from tegu.datasets.splits import check_split
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 
 HELD = 256 << 20  # bytes of images that are read at once and kept, rather than read as needed
 CHUNK = 64  # files decoded side by side
@@ -267,8 +267,7 @@ class FileRows:
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:
     """Threads: Pillow decodes without holding the interpreter's lock."""
-    if workers < 0:
-        raise InputError(f"workers is {workers}", "0 or more", "Leave out workers.")
+    check_range("workers", workers, 0, todo="Leave out workers.")
     return ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="tegu-files")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 
 class Hyper(NamedTuple):
@@ -166,8 +166,7 @@ class GaussianProcesses:
                 "the fewest and the most support points, 1 or more",
                 "Write n_support=(3, 46), say.",
             )
-        if self.n_query < 1:
-            raise InputError(f"n_query is {self.n_query}", "1 or more", "Raise n_query.")
+        check_range("n_query", self.n_query, 1)
         for name in ("length", "scale", "period", "x"):
             low, high = getattr(self, name)
             least = -math.inf if name == "x" else 0.0

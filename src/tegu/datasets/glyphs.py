@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,12 +82,8 @@ def load_glyphs(split: str, *, seed: int = 0, size: int = 28, per_class: int = 2
     """
     if split not in _SPLIT_ENDS:
         raise unknown("split", split, _SPLIT_ENDS)
-    if not 8 <= size <= _DRAWN:
-        raise InputError(f"size is {size}", f"8 to {_DRAWN} pixels", "Pass size=28, say.")
-    if not 1 <= per_class <= 200:
-        raise InputError(
-            f"per_class is {per_class}", "1 to 200 examples", "Pass per_class=20, say."
-        )
+    check_range("size", size, 8, _DRAWN, todo="Pass size=28, say.")
+    check_range("per_class", per_class, 1, 200, todo="Pass per_class=20, say.")
     made_by = [importlib.metadata.version(name) for name in ("matplotlib", "pillow", "numpy")]
     settings = repr((_VERSION, seed, size, per_class, *made_by, torch.__version__))
     tensors = cached_tensors(

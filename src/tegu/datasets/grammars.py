@@ -38,7 +38,7 @@ from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 SPLITS = ("meta_train", "meta_val", "meta_test", "gold", "human")
 COMMANDS = ("dax", "lug", "wif", "zup", "fep", "blicket", "kiki", "tufa", "gazzer")
@@ -272,12 +272,13 @@ class Grammars:
             ("n_query", 1, 100),
             ("longest", 6, 100),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}",
-                    f"{least} to {most}",
-                    "Write 14, 10 and 8, as the paper has them.",
-                )
+            check_range(
+                name,
+                getattr(self, name),
+                least,
+                most,
+                todo="Write 14, 10 and 8, as the paper has them.",
+            )
         if self.split in ("gold", "human") and (self.n_support, self.n_query) != (14, 10):
             raise InputError(
                 f"{self.n_support} study examples and {self.n_query} queries of {self.split}",

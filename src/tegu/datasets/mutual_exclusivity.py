@@ -12,7 +12,7 @@ from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ class MutualExclusivity:
             ("longest", 2, 100),
             ("n_held_out", 1, 23),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"{least} to {most}", f"Change {name}."
-                )
+            check_range(name, getattr(self, name), least, most)
 
     @property
     def n_inputs(self) -> int:

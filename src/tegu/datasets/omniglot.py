@@ -23,7 +23,7 @@ from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.datasets.splits import SPLITS, check_split
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -250,8 +250,7 @@ def _check_settings(split: str, partition: str, size: int, held_out: int) -> Non
 
 
 def _check_size(size: int) -> None:
-    if not 8 <= size <= _SIDE:
-        raise InputError(f"size is {size}", f"8 to {_SIDE} pixels", "Pass size=28, say.")
+    check_range("size", size, 8, _SIDE, todo="Pass size=28, say.")
 
 
 def _check_shrink(shrink: str) -> None:

@@ -28,7 +28,7 @@ from tegu.datasets.scan import (
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import PAD, WORDS, renamed, renaming
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
@@ -90,10 +90,7 @@ class ScanStudy:
             ("shown", 1, 48),
             ("permuted", 0, 1),
         ):
-            if not least <= getattr(self, name) <= most:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"{least} to {most}", f"Change {name}."
-                )
+            check_range(name, getattr(self, name), least, most)
 
     @property
     def n_test(self) -> int:

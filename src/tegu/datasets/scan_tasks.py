@@ -29,7 +29,7 @@ from tegu.datasets.scan import (
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS, renamed, renaming
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 EXTRAS = 20  # further primitives, known to episodes alone
 
@@ -123,10 +123,7 @@ class Scan:
         support, query = (len(source.x) // 2 for source in self._sources)
         fixed = self.split == "meta_test" and KINDS[self.task].support
         for name, most in (("n_support", 10_000 if fixed else support), ("n_query", query)):
-            if not 1 <= getattr(self, name) <= most:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"1 to {most:,}", f"Change {name}."
-                )
+            check_range(name, getattr(self, name), 1, most)
 
     @property
     def n_inputs(self) -> int:

@@ -21,7 +21,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors
 from tegu.datasets.omniglot import cropped
 from tegu.datasets.splits import check_split
-from tegu.errors import InputError
+from tegu.errors import check_range
 
 _VERSION = 1  # raise it when a change here changes the images
 
@@ -78,10 +78,8 @@ def load_scribbles(
         ("characters", characters, 10**4),
         ("drawers", drawers, 200),
     ):
-        if not 1 <= value <= most:
-            raise InputError(f"{name} is {value}", f"1 to {most:,}", f"Pass {name}=20, say.")
-    if not 8 <= size <= _PAPER:
-        raise InputError(f"size is {size}", f"8 to {_PAPER} pixels", "Pass size=28, say.")
+        check_range(name, value, 1, most, todo=f"Pass {name}=20, say.")
+    check_range("size", size, 8, _PAPER, todo="Pass size=28, say.")
     made_by = importlib.metadata.version("pillow"), torch.__version__
     settings = repr((_VERSION, split, seed, alphabets, characters, drawers, size, *made_by))
     name = f"scribbles-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"

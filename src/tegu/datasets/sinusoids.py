@@ -12,7 +12,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Sinusoids:
     def __post_init__(self) -> None:
         check_split(self.split)
         for name in ("n_shot", "n_query"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "1 or more", f"Raise {name}.")
+            check_range(name, getattr(self, name), 1)
         for name in ("amplitude", "phase", "x", "frequency"):
             given = tuple(getattr(self, name))
             ordered = operator.le if name == "frequency" else operator.lt

@@ -33,7 +33,7 @@ from torch import Tensor
 from tegu import keys
 from tegu.datasets.splits import check_split
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 
 FAMILIES = ("causes", "effects", "clusters", "linear", "rules")
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -95,10 +95,7 @@ class SyntheticTables:
             ("least_support", 1),
             ("n_support", self.least_support),
         ):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), least)
 
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64, as one batch on its device.

@@ -14,7 +14,7 @@ from tegu import keys
 from tegu.engine.distribute import ALONE, Ranks
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, moved
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import accuracy
@@ -85,8 +85,7 @@ def evaluate(
         raise InputError(
             f"{episodes} episodes", "at least 2", "Ask for 600 or more to get a useful interval."
         )
-    if at_once < 1:
-        raise InputError(f"at_once is {at_once}", "1 or more", "Leave it out, or write 100.")
+    check_range("at_once", at_once, 1, todo="Leave it out, or write 100.")
     if ranks.world > 1 and seconds < float("inf"):
         raise InputError(
             f"an evaluation that ends after {seconds:g} seconds, over {ranks.world} processes",

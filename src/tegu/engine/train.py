@@ -28,7 +28,7 @@ from tegu.engine.profile import iterated, part
 from tegu.engine.run import Run
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
 from tegu.learners.learner import Learner
 from tegu.losses import check_classes, cross_entropy
@@ -120,10 +120,7 @@ class Settings:
             ("checkpoint_seconds", 0),
             ("workers", 0),
         ):
-            if not least <= getattr(self, name) < math.inf:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Change {name}."
-                )
+            check_range(name, getattr(self, name), least)
 
     def outer_rate(self, done: float) -> float:
         """Step size of an outer update, when a share `done` of all lies behind."""

@@ -25,7 +25,7 @@ from tegu.engine.profile import part
 from tegu.engine.recorded import Recorded
 from tegu.engine.trees import map_tensors
 from tegu.episodes import Episode, Examples, select, size
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Adam, Params
 from tegu.learners.learner import SCHEDULED, Learner, State, recording
 
@@ -90,8 +90,7 @@ class Vectorised:
         self.precision = chosen(precision, next(learner.model.parameters()).device)
         self.loop, self._tries = vectorise == "loop", vectorise == "auto"
         self._settled: set[str] = set()  # what has been found to run
-        if at_once < 0:
-            raise InputError(f"at_once is {at_once}", "0 for all tasks, or more", "Write 0.")
+        check_range("at_once", at_once, 0, todo="Write 0.")
         self.checkpoint, self._vectorise, self.at_once = checkpoint, vectorise, at_once
         if checkpoint and (
             learner.outer_update is not None

@@ -22,7 +22,7 @@ from torch.func import grad
 
 from tegu import keys
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.finetune import cycle
 from tegu.learners.head import exact, members
@@ -68,15 +68,10 @@ class Baseline(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("eval_steps", "eval_batch", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
-        if not 0 < self.head_lr < float("inf"):
-            raise InputError(f"head_lr is {self.head_lr}", "a step size above 0", "Try 0.01.")
+            check_range(name, getattr(self, name), 0)
+        check_range("head_lr", self.head_lr, above=0, todo="Try 0.01.")
         for name in ("momentum", "dampening"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "at least 0 and below 1", "Try 0.9, or 0."
-                )
+            check_range(name, getattr(self, name), 0, below=1, todo="Try 0.9, or 0.")
 
     def fresh(self, key: Tensor, like: Tensor) -> Params:
         """Weights of a task's head before the first step, for features `like` (S, D)."""
@@ -158,10 +153,8 @@ class BaselinePlusPlus(Baseline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}", "a number above 0", "Write 2, or 10.")
-        if not 0 <= self.base_scale < float("inf"):
-            raise InputError(f"base_scale is {self.base_scale}", "0 or more", "Write 0, or 10.")
+        check_range("scale", self.scale, above=0, todo="Write 2, or 10.")
+        check_range("base_scale", self.base_scale, 0, todo="Write 0, or 10.")
 
     def init(self) -> Params:
         return {k: v for k, v in super().init().items() if k != "classifier/bias"}

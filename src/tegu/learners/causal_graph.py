@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid, one_hot
 
 from tegu import keys
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State, record
 
@@ -171,20 +171,12 @@ class CausalGraph(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("graphs", 2), ("fit_graphs", 1), ("rounds", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"{least} or more", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), least)
         for name in ("evidence", "belief_rate", "bound"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "a number above 0", f"Change {name}."
-                )
+            check_range(name, getattr(self, name), above=0)
         for name in ("margin", "sparse", "acyclic"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
-        if not 0 <= self.fitting <= 1:
-            raise InputError(f"fitting is {self.fitting}", "a share, 0 to 1", "Write 0.5, say.")
+            check_range(name, getattr(self, name), 0)
+        check_range("fitting", self.fitting, 0, 1, todo="Write 0.5, say.")
         if not hasattr(self.model, "variables"):
             raise InputError(
                 f"{type(self.model).__name__} as the model of a causal graph",

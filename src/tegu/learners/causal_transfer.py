@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
 from tegu.learners.finetune import FineTune
 from tegu.learners.learner import State
@@ -115,10 +115,8 @@ class CausalTransfer(FineTune):
         super().__post_init__()
         if self.evidence not in EVIDENCE:
             raise unknown("evidence", self.evidence, EVIDENCE)
-        if not 0 <= self.fit < 1:
-            raise InputError(f"fit is {self.fit}", "at least 0 and below 1", "Try 0.5.")
-        if self.em < 0:
-            raise InputError(f"em is {self.em}", "0 or more", "Raise em.")
+        check_range("fit", self.fit, 0, below=1, todo="Try 0.5.")
+        check_range("em", self.em, 0)
         if self.summed:
             raise InputError("summed with causal-transfer", "the mean", "Leave out summed.")
         if self.refit and self.encoder and isinstance(self.model, ExpertPair):

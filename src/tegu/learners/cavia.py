@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.maml import Maml
 
@@ -66,8 +66,7 @@ class Cavia(Maml):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.context < 1:
-            raise InputError(f"context is {self.context}", "at least 1", "Raise context.")
+        check_range("context", self.context, 1)
 
     @classmethod
     def extra_inputs(cls, settings: Mapping[str, Any]) -> int:

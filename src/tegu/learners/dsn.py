@@ -30,11 +30,10 @@ import torch
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, class_means, exact, members, squared_distances
 from tegu.learners.learner import State
-from tegu.learners.r2d2 import positive
 
 
 def bases(features: Tensor, member: Tensor, regulariser: float) -> Tensor:
@@ -93,11 +92,8 @@ class DSN(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("regulariser", self.regulariser)
-        if not 0 <= self.discriminative < float("inf"):
-            raise InputError(
-                f"discriminative is {self.discriminative}", "0 or more", "Try 0.03, or 0."
-            )
+        check_range("regulariser", self.regulariser, above=0)
+        check_range("discriminative", self.discriminative, 0, todo="Try 0.03, or 0.")
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         member = members(support, self.n_way, features)

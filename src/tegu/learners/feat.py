@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples, pooled
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, class_means, exact, members, squared_distances
 from tegu.learners.learner import State
@@ -59,12 +59,8 @@ class Feat(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("temperature", "balance_temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "a number above 0", "Write 64, or 1."
-                )
-        if not 0 <= self.balance < float("inf"):
-            raise InputError(f"balance is {self.balance}", "a number from 0", "Write 1, or 0.")
+            check_range(name, getattr(self, name), above=0, todo="Write 64, or 1.")
+        check_range("balance", self.balance, 0, todo="Write 1, or 0.")
 
     def init(self) -> Params:
         """The model's weights, and those of the attention under "attention/"."""

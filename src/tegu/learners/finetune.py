@@ -15,7 +15,7 @@ from torch.func import grad_and_value
 
 from tegu import keys
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import InnerOptimiser, Params, optimiser
 from tegu.learners.learner import Learner, State
 
@@ -80,21 +80,11 @@ class FineTune(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("inner_steps", 1), ("inner_batch", 0), ("eval_batch", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
-                )
-        if self.eval_steps < 0:
-            raise InputError(f"eval_steps is {self.eval_steps}", "0 or more", "Raise eval_steps.")
-        if not 0 < self.inner_lr < float("inf"):
-            raise InputError(
-                f"inner_lr is {self.inner_lr}", "a step size above 0", "Try 0.001 with adam."
-            )
+            check_range(name, getattr(self, name), least)
+        check_range("eval_steps", self.eval_steps, 0)
+        check_range("inner_lr", self.inner_lr, above=0, todo="Try 0.001 with adam.")
         for name in ("momentum", "beta1"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "at least 0 and below 1", "Try 0.9, or 0."
-                )
+            check_range(name, getattr(self, name), 0, below=1, todo="Try 0.9, or 0.")
         _ = self.optimiser  # an unknown name is an error here, not in the first step
         if self.carry and self.inner_optimiser not in self.carries:
             raise InputError(

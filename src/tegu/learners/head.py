@@ -18,7 +18,7 @@ from torch.nn.functional import one_hot
 
 from tegu import keys
 from tegu.episodes import Episode, Examples, pooled
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 
@@ -51,8 +51,7 @@ class Head(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_way < 2:
-            raise InputError(f"n_way is {self.n_way}", "at least 2", "Raise n_way.")
+        check_range("n_way", self.n_way, 2)
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         """The head: features (S, D) of the support set, whose y and mask are (S,)."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, vjp
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import check_range, unknown
 from tegu.inner import Params
 from tegu.learners.finetune import FineTune
 from tegu.learners.learner import State
@@ -144,14 +144,9 @@ class IMaml(FineTune):
             raise unknown("solver", self.solver, SOLVERS)
         if self.pull not in ("each", "last"):
             raise unknown("way to pull", self.pull, ["each", "last"])
-        if not 0 <= self.damping < float("inf"):
-            raise InputError(f"damping is {self.damping}", "0 or more", "Try 0, or 20.")
-        if not 0 < self.strength < float("inf"):
-            raise InputError(f"strength is {self.strength}", "a number above 0", "Try 2.0.")
-        if self.solver_steps < 1:
-            raise InputError(
-                f"solver_steps is {self.solver_steps}", "at least 1", "Raise solver_steps."
-            )
+        check_range("damping", self.damping, 0, todo="Try 0, or 20.")
+        check_range("strength", self.strength, above=0, todo="Try 2.0.")
+        check_range("solver_steps", self.solver_steps, 1)
 
     def move(
         self, params: Params, state: State, grads: Params, index: Tensor

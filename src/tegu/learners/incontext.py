@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import State
 from tegu.learners.reader import Reader, Sequence, attend, before, linear
@@ -56,8 +56,7 @@ class InContext(Reader):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("layers", "heads", "factor"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "at least 1", f"Raise {name}.")
+            check_range(name, getattr(self, name), 1)
         if self.width % self.heads:
             raise InputError(
                 f"a width of {self.width} for {self.heads} heads",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import class_means, members, squared_distances
 from tegu.learners.learner import State
@@ -60,8 +60,7 @@ class LaplacianShot(SimpleShot):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("weight", "neighbours", "rounds"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
+            check_range(name, getattr(self, name), 0)
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         member = members(support, self.n_way, features)

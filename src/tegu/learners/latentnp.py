@@ -18,7 +18,7 @@ from torch.func import vmap
 
 from tegu import keys
 from tegu.episodes import Episode, Examples, pooled
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import State
 from tegu.learners.process import Process
@@ -54,8 +54,7 @@ class Np(Process):
                 "a NeuralProcess with latent above 0",
                 "Write latent=128, or take the learner cnp.",
             )
-        if self.samples < 1:
-            raise InputError(f"samples is {self.samples}", "1 or more", "Write 32.")
+        check_range("samples", self.samples, 1, todo="Write 32.")
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         found = super().begin(params, support, key, training=training)

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 from tegu.learners.learner import State
-from tegu.learners.r2d2 import positive, with_bias
+from tegu.learners.r2d2 import with_bias
 
 HALVINGS = 8  # lengths of a Newton step that are tried: 1, 1/2, 1/4 and on
 
@@ -122,9 +122,8 @@ class LRD2(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("regulariser", self.regulariser)
-        if self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}", "at least 1", "Raise iterations.")
+        check_range("regulariser", self.regulariser, above=0)
+        check_range("iterations", self.iterations, 1)
 
     def init(self) -> Params:
         params = super().init()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.learner import State
 from tegu.learners.reader import Reader, Sequence
@@ -55,8 +55,7 @@ class Lstm(Reader):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "at least 1", f"Raise {name}.")
+            check_range(name, getattr(self, name), 1)
 
     def out_width(self) -> int:
         return self.hidden

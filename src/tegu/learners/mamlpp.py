@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import SCHEDULED, State
 from tegu.learners.maml import Maml, constant
@@ -78,12 +78,9 @@ class MamlPlusPlus(Maml):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("multi_step_until", "first_order_until"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}",
-                    "a share of meta-training, 0 to 1",
-                    f"Write {name}=0.1 for its first tenth.",
-                )
+            check_range(
+                name, getattr(self, name), 0, 1, todo=f"Write {name}=0.1 for its first tenth."
+            )
         if self.inner_optimiser != "sgd" or self.momentum:
             raise InputError(
                 f"{self.name} with {self.inner_optimiser} and momentum {self.momentum}",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import members
 from tegu.learners.learner import State
@@ -46,8 +46,7 @@ class MatchingNet(Turns):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.scale < float("inf"):
-            raise InputError(f"scale is {self.scale}", "a number above 0", "Write 1, or 10.")
+        check_range("scale", self.scale, above=0, todo="Write 1, or 10.")
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         member = members(support, self.n_way, features)

@@ -19,7 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.finetune import split
 from tegu.learners.learner import State
@@ -52,8 +52,7 @@ class MetaCurvature(Maml):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.largest < 0:
-            raise InputError(f"largest is {self.largest}", "0 or more", "Try largest=512.")
+        check_range("largest", self.largest, 0, todo="Try largest=512.")
 
     def init(self) -> Params:
         """Initial weights, and under "curvature/NAME/AXIS" an identity (n, n), or ones (n,)."""

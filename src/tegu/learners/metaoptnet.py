@@ -14,11 +14,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 from tegu.learners.learner import State
-from tegu.learners.r2d2 import positive, ridge
+from tegu.learners.r2d2 import ridge
 from tegu.learners.svm import machine
 
 
@@ -55,11 +55,10 @@ class MetaOptNetSVM(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("cost", self.cost)
-        positive("scale", self.scale)
-        positive("gap", self.gap)
-        if self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}", "at least 1", "Raise iterations.")
+        check_range("cost", self.cost, above=0)
+        check_range("scale", self.scale, above=0)
+        check_range("gap", self.gap, above=0)
+        check_range("iterations", self.iterations, 1)
 
     def init(self) -> Params:
         return _with_scale(super().init(), self.scale)
@@ -99,8 +98,8 @@ class MetaOptNetRidge(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("regulariser", self.regulariser)
-        positive("scale", self.scale)
+        check_range("regulariser", self.regulariser, above=0)
+        check_range("scale", self.scale, above=0)
 
     def init(self) -> Params:
         return _with_scale(super().init(), self.scale)

@@ -23,7 +23,7 @@ from torch.func import vmap
 from tegu import keys
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import Loss, token_cross_entropy
@@ -73,12 +73,8 @@ class Mlc(Learner):
                 "Write model.name=study-transformer, or give your network that method.",
             )
         check_dropout(self.dropout)
-        if self.recall < -1:
-            raise InputError(
-                f"recall is {self.recall}", "a number of examples, or -1 for all", "Write -1."
-            )
-        if self.views < 1:
-            raise InputError(f"views is {self.views}", "at least 1", "Write 1, or 8.")
+        check_range("recall", self.recall, -1, todo="Write -1.")
+        check_range("views", self.views, 1, todo="Write 1, or 8.")
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         if training or self.views == 1:

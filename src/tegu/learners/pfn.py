@@ -34,7 +34,7 @@ from torch.func import vmap
 
 from tegu import keys
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.head import exact
 from tegu.learners.learner import Learner, State
@@ -75,8 +75,7 @@ class PFN(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views < 1:
-            raise InputError(f"views is {self.views}", "at least 1", "Raise views.")
+        check_range("views", self.views, 1)
 
     @property
     def n_way(self) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Episode, pooled
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head
 
@@ -42,12 +42,12 @@ class Pretrained(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_classes < 2:
-            raise InputError(
-                f"n_classes is {self.n_classes}",
-                "at least 2",
-                "Pass the number of training classes, data.n_classes.",
-            )
+        check_range(
+            "n_classes",
+            self.n_classes,
+            2,
+            todo="Pass the number of training classes, data.n_classes.",
+        )
 
     def init(self) -> Params:
         """The model's weights, and those of the classifier under "classifier/"."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import class_means, exact, members
 from tegu.learners.learner import State
@@ -62,8 +62,7 @@ class ProtoMaml(Maml):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_way < 2:
-            raise InputError(f"n_way is {self.n_way}", "at least 2", "Raise n_way.")
+        check_range("n_way", self.n_way, 2)
 
     def adaptable(self, params: Params) -> Params:
         """The head, and the body: without the rest of the model where it is a module."""

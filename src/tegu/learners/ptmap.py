@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import members, squared_distances
 from tegu.learners.learner import State
@@ -65,17 +65,10 @@ class PtMap(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("power", "sharpness"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "a number above 0", f"Raise {name}."
-                )
-        if not 0 <= self.rate <= 1:
-            raise InputError(f"rate is {self.rate}", "a share from 0 to 1", "Write 0.2.")
+            check_range(name, getattr(self, name), above=0)
+        check_range("rate", self.rate, 0, 1, todo="Write 0.2.")
         for name, minimum in (("rounds", 0), ("sinkhorn", 1)):
-            if getattr(self, name) < minimum:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {minimum}", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), minimum)
 
     def transformed(self, features: Tensor, mask: Tensor) -> Tensor:
         """Power transform, then centred by the rows that count, and of length 1: (B, D)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 from tegu.learners.learner import State
@@ -62,12 +62,6 @@ def with_bias(features: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([features, ones], 1) * mask[:, None]
 
 
-def positive(name: str, value: float) -> None:
-    """Refuses settings that are not above 0."""
-    if not 0 < value < math.inf:
-        raise InputError(f"{name} is {value}", "a number above 0", f"Change {name}.")
-
-
 @dataclass(frozen=True, kw_only=True)
 class R2D2(Head):
     """Ridge regression on one-hot targets.
@@ -100,8 +94,8 @@ class R2D2(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("regulariser", self.regulariser)
-        positive("scale", self.scale)
+        check_range("regulariser", self.regulariser, above=0)
+        check_range("scale", self.scale, above=0)
 
     def init(self) -> Params:
         params = super().init()

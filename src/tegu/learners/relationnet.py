@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import check_range, unknown
 from tegu.inner import Params
 from tegu.learners.head import Head, class_means, members
 from tegu.learners.learner import State
@@ -56,8 +56,7 @@ class RelationNet(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden < 1:
-            raise InputError(f"hidden is {self.hidden}", "at least 1", "Raise hidden.")
+        check_range("hidden", self.hidden, 1)
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
         if self.objective not in OBJECTIVES:

@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from tegu import keys
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
 from tegu.losses import Loss, token_cross_entropy
@@ -70,8 +70,7 @@ class MetaSeq2Seq(Learner):
                 "MemorySeq2Seq, or Seq2Seq for training without a memory",
                 "Write model.name=memory-seq2seq.",
             )
-        if self.beam < 1:
-            raise InputError(f"beam is {self.beam}", "at least 1", "Write 1, or 5.")
+        check_range("beam", self.beam, 1, todo="Write 1, or 5.")
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         if not isinstance(self.model, MemorySeq2Seq):

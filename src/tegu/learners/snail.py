@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import State
 from tegu.learners.reader import Reader, Sequence, attend, before, linear
@@ -60,10 +60,7 @@ class Snail(Reader):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("length", 2), ("filters", 1)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", f"at least {least}", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), least)
         for name in ("key_width", "value_width"):
             given = getattr(self, name)
             if len(given) != 3 or min(given) < 1:

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu.episodes import Examples
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import class_means, members
 from tegu.learners.learner import State
@@ -63,13 +63,9 @@ class Tim(Pretrained):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("temperature", "support_weight"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(
-                    f"{name} is {getattr(self, name)}", "a number above 0", f"Raise {name}."
-                )
+            check_range(name, getattr(self, name), above=0)
         for name in ("certainty", "rounds"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}", "0 or more", f"Raise {name}.")
+            check_range(name, getattr(self, name), 0)
 
     def fit(self, params: Params, features: Tensor, support: Examples) -> State:
         member = members(support, self.n_way, features)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tegu.episodes import Episode, Examples, pooled
-from tegu.errors import InputError
+from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.head import Head, members
 
@@ -34,8 +34,7 @@ class Turns(Head):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.turns < 1:
-            raise InputError(f"turns is {self.turns}", "at least 1", "Write turns=1, or 6.")
+        check_range("turns", self.turns, 1, todo="Write turns=1, or 6.")
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
         if self.turns == 1:

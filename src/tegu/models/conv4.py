@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.models.convnet import Body
 from tegu.models.linear import Linear
 
@@ -76,8 +76,7 @@ class Conv4(nn.Module):
                 "Pass pool=False, or larger images.",
             )
         generator = torch.Generator().manual_seed(seed)
-        if not 1 <= last <= 4:
-            raise InputError(f"last is {last}", "1 to 4 layers", "Pass last=1, or 2.")
+        check_range("last", last, 1, 4, todo="Pass last=1, or 2.")
         areas: list[int] = []
         for _ in widths:
             size = size // 2 if pool else -(-size // 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tegu.errors import InputError
+from tegu.errors import check_range
 
 
 class MaskedMlps(nn.Module):
@@ -40,8 +40,7 @@ class MaskedMlps(nn.Module):
             ("n_categories", n_categories, 2),
             ("hidden", hidden, 0),
         ):
-            if given < least:
-                raise InputError(f"{name} is {given}", f"{least} or more", f"Raise {name}.")
+            check_range(name, given, least)
         k, n, h = variables, n_categories, hidden or 4 * max(variables, n_categories)
         self.variables, self.n_categories = k, n
         generator = torch.Generator().manual_seed(seed)

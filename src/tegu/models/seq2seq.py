@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tegu import keys
 from tegu.datasets.tokens import END, PAD, START
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.models.linear import dense
 from tegu.models.lstm import Lstm
 
@@ -159,8 +159,7 @@ class Seq2Seq(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("longest", longest), ("width", width), ("layers", layers)):
-            if value < 1:
-                raise InputError(f"{name} is {value}", "at least 1", f"Raise {name}.")
+            check_range(name, value, 1)
         check_dropout(dropout)
         generator = torch.Generator().manual_seed(seed)
         self.n_inputs, self.n_outputs, self.longest = n_inputs, n_outputs, longest

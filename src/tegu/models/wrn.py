@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tegu.errors import InputError
+from tegu.errors import InputError, check_range
 from tegu.models.convolution import Conv, Pointwise
 from tegu.models.linear import Linear
 from tegu.models.norm import BatchNorm
@@ -97,8 +97,7 @@ class WideResNet(nn.Module):
             raise InputError(
                 f"depth is {depth}", "10, 16, 22, 28 or another 6 n + 4", "Pass depth=28, say."
             )
-        if widen < 1:
-            raise InputError(f"widen is {widen}", "1 or more", "Pass widen=10, say.")
+        check_range("widen", widen, 1, todo="Pass widen=10, say.")
         generator = torch.Generator().manual_seed(seed)
         self.feature_width = 64 * widen
         self.body = Body(channels, depth=depth, widen=widen, generator=generator)
