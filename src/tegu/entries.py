@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tegu import origin
-from tegu.engine.checkpoint import write_atomically
 from tegu.errors import InputError
+from tegu.files import write_atomically
 
 LARGEST = 64 << 20  # bytes that an entry may have
 MACHINE = ("cpu", "instructions", "cores", "threads", "gpu")

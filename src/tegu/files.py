@@ -9,6 +9,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from tegu.errors import InputError
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file that is either the old one or the new one, whenever the machine stops.
@@ -35,6 +37,22 @@ def write_atomic(path: Path, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file of a run or a result, whole or not at all, as `write_atomic` does.
+
+    Raises:
+        InputError: the disk has no room, or the folder cannot be written.
+    """
+    try:
+        write_atomic(path, data)
+    except OSError as failure:
+        raise InputError(
+            f"{path} cannot be written: {failure.strerror or failure}",
+            f"a folder that can be written, with {len(data):,} bytes free",
+            "Free some room or choose another folder; what was saved before is unharmed.",
+        ) from failure
 
 
 def hidden(path: Path) -> Path:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tegu import origin
-from tegu.engine.checkpoint import write_atomically
 from tegu.engine.evaluate import Result
 from tegu.engine.profile import TRACED, Watch
 from tegu.errors import InputError, unknown
+from tegu.files import write_atomically
 from tegu.losses import SHARES
 
 PROTOCOL = (

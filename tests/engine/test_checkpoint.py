@@ -20,9 +20,9 @@ from tegu.engine.checkpoint import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 from tegu.errors import InputError
+from tegu.files import write_atomically
 
 
 @pytest.fixture

@@ -22,12 +22,13 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.datasets.classes import ClassDataset
-from tegu.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
 from tegu.engine.run import Run, read_metrics
 from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
+from tegu.files import write_atomically
 from tegu.inner import Params
 from tegu.learners import FineTune, Maml, Reptile
 from tegu.models import Mlp

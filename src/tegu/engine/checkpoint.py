@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tegu.errors import InputError
-from tegu.files import write_atomic
+from tegu.files import write_atomically
 
 FORMAT = "tegu-checkpoint-1"
 LARGEST = 16 << 30  # bytes that a checkpoint may have
@@ -52,22 +52,6 @@ class Checkpoint:
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 total.update(flat.view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file of a run or a result, whole or not at all; see `tegu.files`.
-
-    Raises:
-        InputError: the disk has no room, or the folder cannot be written.
-    """
-    try:
-        write_atomic(path, data)
-    except OSError as failure:
-        raise InputError(
-            f"{path} cannot be written: {failure.strerror or failure}",
-            f"a folder that can be written, with {len(data):,} bytes free",
-            "Free some room or choose another folder; what was saved before is unharmed.",
-        ) from failure
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:

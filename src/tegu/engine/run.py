@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tegu.engine.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.errors import InputError
-from tegu.files import read_object
+from tegu.files import read_object, write_atomically
 
 try:
     import fcntl

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tegu.engine.checkpoint import write_atomically
+from tegu.files import write_atomically
 
 DPI = 150
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
