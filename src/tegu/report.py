@@ -16,7 +16,7 @@ from typing import Any
 from tegu import origin
 from tegu.engine.evaluate import Result
 from tegu.engine.profile import TRACED, Watch
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, check_range, unknown
 from tegu.files import write_atomically
 from tegu.losses import SHARES
 
@@ -179,8 +179,8 @@ def check_figure(what: str, value: Any, metric: str) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
         raise InputError(f"{what} is {value!r}", "a finite number", "Evaluate again.")
-    if what.startswith(("ci95", "the interval")) and value < 0:
-        raise InputError(f"{what} is {value}", "0 or more", "Pass the half-width.")
+    if what.startswith(("ci95", "the interval")):
+        check_range(what, value, 0, todo="Pass the half-width.")
     if metric in SHARES and not 0 <= value <= 1:
         raise InputError(f"{what} is {value}", "an accuracy from 0 to 1", "Divide per cent by 100.")
 

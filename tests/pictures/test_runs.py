@@ -81,7 +81,7 @@ def test_comparison(tmp_path: Path) -> None:
     looks_drawn(path, (7.5, 1.25 + 0.48 * 3), [BLUE])
     with pytest.raises(InputError, match=r"value of 'chance' is 20; .* from 0 to 1"):
         pictures.comparison([("chance", 20, 0)], path, title="Per cent")
-    with pytest.raises(InputError, match="interval of 'a' is -1; expected 0 or more"):
+    with pytest.raises(InputError, match="interval of 'a' is -1; expected at least 0"):
         pictures.comparison([("a", 2, -1)], path, title="Negative", metric="mse")
     with pytest.raises(InputError, match="no rows to compare"):
         pictures.comparison([], path, title="Nothing")
