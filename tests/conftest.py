@@ -42,6 +42,18 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def holding(shared_data: Path) -> Callable[[str], Path]:
+    """The folder of real data, which must have a data set of this name."""
+
+    def found(name: str) -> Path:
+        if not (shared_data / name).exists():
+            _absent(f"no {name} in {shared_data}")
+        return shared_data
+
+    return found
+
+
 def _classes(name: str, split: str, shape: tuple[int, ...], spread: float) -> ClassDataset:
     counts = torch.tensor([9, 5, 7, 6, 11, 5, 8])
     generator = torch.Generator().manual_seed(0)

@@ -52,60 +52,16 @@ def test_the_estimator_of_the_readme() -> None:
     assert set(answers) <= {"cat", "dog"}
 
 
-def test_how_it_works() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/how-it-works.md"), module_relative=False)
-    assert not failed
-    assert tried >= 9
+PAGES = [page for page in sorted((ROOT / "docs").glob("*.md")) if ">>> " in page.read_text()]
 
 
-def test_applications() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/applications.md"), module_relative=False)
-    assert not failed
-    assert tried >= 10
-
-
-def test_sequences() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/sequences.md"), module_relative=False)
-    assert not failed
-    assert tried >= 14
-
-
-def test_neural_processes() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/neural-processes.md"), module_relative=False)
-    assert not failed
-    assert tried >= 6
-
-
-def test_in_context() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/in-context.md"), module_relative=False)
-    assert not failed
-    assert tried >= 14
-
-
-def test_causal_graphs() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/causal-graphs.md"), module_relative=False)
-    assert not failed
-    assert tried >= 8
-
-
-def test_cause_and_effect() -> None:
-    failed, tried = doctest.testfile(str(ROOT / "docs/cause-and-effect.md"), module_relative=False)
-    assert not failed
-    assert tried >= 10
-
-
-def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_a_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    failed, tried = doctest.testfile(str(ROOT / "docs/tables.md"), module_relative=False)
-    assert not failed
-    assert tried >= 9
-
-
-def test_your_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    failed, tried = doctest.testfile(str(ROOT / "docs/your-data.md"), module_relative=False)
+    failed, tried = doctest.testfile(str(page), module_relative=False)
     assert not failed
-    assert tried >= 28
+    assert tried == page.read_text().count(">>> ")
 
 
 @pytest.fixture

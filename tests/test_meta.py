@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +44,10 @@ def learner(**settings: Any) -> tegu.Reptile:
     model = tegu.models.Mlp(6, 3, hidden=(8,))
     own = {"inner_steps": 2, "inner_batch": 3, "eval_steps": 30, "inner_lr": 0.02}
     return tegu.Reptile(model=model, **{**own, **settings})
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,7 @@ def test_fewer_classes_than_outputs_are_never_mistaken(
 ) -> None:
     """The third output of the model belongs to no class of this task."""
     x, _ = task
-    assert set(learned.adapt(x, "abab").predict(100 * torch.randn(50, 6))) <= {"a", "b"}
+    assert set(learned.adapt(x, "abab").predict(100 * numbers(50, 6))) <= {"a", "b"}
 
 
 def test_regression() -> None:
@@ -166,7 +172,7 @@ def test_regression() -> None:
 
 
 def test_features_are_the_model_s_body(learned: tegu.MetaLearned) -> None:
-    x = torch.randn(4, 6)
+    x = numbers(4, 6)
     weights = {k: v for k, v in learned.params.items() if "/" not in k}
     body = x @ weights["body.1.weight"].T + weights["body.1.bias"]
     torch.testing.assert_close(learned.features(x), body.relu())
@@ -484,9 +490,48 @@ def test_a_missing_label_of_pandas(learned: tegu.MetaLearned) -> None:
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.int64])
 def test_data_of_any_dtype(kind: torch.dtype, toy_data: tegu.ClassDataset) -> None:
     data = replace(toy_data, examples=(10 * toy_data.tensor).to(kind))
+    found: list[float] = []
     learned = tegu.meta_train(maml(), tegu.FewShotTasks(data, 3, 2, 1), meta_iterations=1)
-    (result,) = learned.evaluate(tegu.FewShotTasks(data, 3, 2, 1), episodes=2)
-    assert 0 <= result.value <= 1
+    whole = replace(toy_data, examples=data.tensor.float())
+    for one in (data, whole):
+        (result,) = learned.evaluate(tegu.FewShotTasks(one, 3, 2, 1), episodes=20)
+        found.append(result.value)
+    assert found[0] == pytest.approx(found[1], abs=0.1)
+
+
+def test_settings_of_the_engine_arrive(
+    monkeypatch: pytest.MonkeyPatch, toy_data: tegu.ClassDataset
+) -> None:
+    seen: dict[str, Any] = {}
+    real = tegu.meta.Vectorised
+
+    def noted(*args: Any, **settings: Any) -> Any:
+        seen.update(settings)
+        return real(*args, **settings)
+
+    monkeypatch.setattr(tegu.meta, "Vectorised", noted)
+    wanted: dict[str, Any] = {"precision": "bf16", "at_once": 1, "vectorise": "vmap"}
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 1)
+    tegu.meta_train(maml(), tasks, meta_iterations=1, meta_batch=2, compile=False, **wanted)
+    assert {name: seen[name] for name in wanted} == wanted
+    assert not seen["compile"]
+
+
+IMPORTING = """
+import os, torch, warnings
+
+def state():
+    numbers = torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype()
+    return numbers, list(warnings.filters), dict(os.environ)
+
+before = state()
+import tegu
+assert state() == before
+"""
+
+
+def test_to_import_tegu_changes_nothing_around_it() -> None:
+    subprocess.run([sys.executable, "-c", IMPORTING], check=True)
 
 
 def test_ctrl_c_without_a_run_is_python_s_own(toy_data: tegu.ClassDataset) -> None:

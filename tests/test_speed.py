@@ -78,10 +78,9 @@ def test_a_wrong_answer_is_not_timed() -> None:
             timing.refuse("work", "tegu", timing.apart([wrong], right), 1e-2)
 
 
-@pytest.mark.parametrize("row", ["transductive"])
-def test_rows_agree_with_float64(speed: Any, row: str) -> None:
-    """Against what is installed: each row refuses what is wrong before it yields."""
-    first = next(iter(speed.ROWS[row](speed.Setup())))
+def test_a_row_starts_once_it_agrees_with_float64(speed: Any) -> None:
+    """Each row refuses what is wrong before it yields; this one needs no rival installed."""
+    first = next(iter(speed.ROWS["transductive"](speed.Setup())))
     first.ours(0)
     assert first.per > 0
 
@@ -190,6 +189,7 @@ def test_rows_mix_no_devices(
             for act in (one.ours, one.theirs):
                 made = tree_leaves(act(0)) if act else []
                 assert {x.device.type for x in made if isinstance(x, Tensor)} <= {"meta"}
+                assert made or not act
 
 
 @pytest.mark.parametrize(("of_512", "rows"), [(0.002, 2048), (0.3, 512)])

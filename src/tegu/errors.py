@@ -70,7 +70,7 @@ def check_range(
     """
     low = -math.inf if least is None else least
     high = math.inf if most is None else most
-    inside = low <= value <= high and math.isfinite(value)
+    inside = low <= value <= high and abs(value) < math.inf
     inside = inside and (above is None or value > above) and (below is None or value < below)
     if inside:
         return
@@ -80,8 +80,10 @@ def check_range(
         bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
         wanted = " and ".join(f"{way} {_told(bound)}" for way, bound in bounds if bound is not None)
         wanted = f"a number {wanted}" if above is not None and below is None else wanted
-    low = value < low or (above is not None and value <= above)
-    raise InputError(f"{name} is {value}", wanted, todo or f"{'Raise' if low else 'Lower'} {name}.")
+    if not abs(value) < math.inf:
+        raise InputError(f"{name} is {value}", f"{wanted}, finite", todo or f"Change {name}.")
+    few = value < low or (above is not None and value <= above)
+    raise InputError(f"{name} is {value}", wanted, todo or f"{'Raise' if few else 'Lower'} {name}.")
 
 
 def _told(bound: float) -> str:

@@ -119,6 +119,7 @@ def test_targets_are_uniform_and_told_to_nobody_but_the_judge() -> None:
     world = CausalGraphs(variables=4)
     shares = world.targets(torch.arange(4000)).bincount().double() / 4000
     assert bool(((shares - 0.25).abs() < 0.03).all())
+    assert not any(bool(half.y.any()) for half in world.episodes(torch.arange(50)))
 
 
 def test_an_episode_is_a_function_of_its_number() -> None:

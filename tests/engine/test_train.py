@@ -24,7 +24,14 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
 from tegu.engine.run import Run, read_metrics
-from tegu.engine.train import BLOCK, Interrupted, Progress, Settings, meta_train
+from tegu.engine.train import (
+    BLOCK,
+    Interrupted,
+    Progress,
+    Settings,
+    _stop_signals,
+    meta_train,
+)
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
@@ -199,10 +206,22 @@ def test_a_learner_is_told_how_far_meta_training_is(
     assert not any("schedule" in name for name in saved.outer)
 
 
-def test_outside_the_main_thread_signals_are_left_alone(tasks: FewShotTasks) -> None:
+def test_a_second_signal_among_ranks_is_only_noted() -> None:
+    seen: list[int] = []
+    with _stop_signals(seen, alone=False):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+    assert seen == [signal.SIGINT] * 2
+
+
+def test_outside_the_main_thread_signals_are_left_alone(
+    tasks: FewShotTasks, tmp_path: Path
+) -> None:
     found: list[Params] = []
-    settings = Settings(2, 2)
-    thread = threading.Thread(target=lambda: found.append(meta_train(engine(), tasks, settings)[0]))
+    settings, run = Settings(2, 2), Run(tmp_path, RECIPE)
+    thread = threading.Thread(
+        target=lambda: found.append(meta_train(engine(), tasks, settings, run=run)[0])
+    )
     thread.start()
     thread.join()
     same(found[0], meta_train(engine(), tasks, settings)[0])

@@ -423,17 +423,19 @@ def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("cls", [Reptile, Maml])
 def test_a_small_compiled_update_equals_one_that_is_not(
-    cls: type[Learner], episodes: Episode
+    cls: type[Learner], episodes: Episode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a network that compiles in seconds; those of `slow` are convolutions."""
     learner = cls(model=Mlp(6, 3, hidden=(4,)).double(), inner_lr=0.01)  # type: ignore[call-arg]
-    ends = []
+    ends, compiled, real = [], [], torch.compile
+    monkeypatch.setattr("torch.compile", lambda f, **k: (compiled.append(f), real(f, **k))[1])
     for compile in (False, True):
         engine, params = Vectorised(learner, compile=compile), learner.init()
         outer = engine.outer_state(params)
         for _ in range(2):
             params, outer, loss = engine.update(params, outer, episodes, KEYS, outer_lr=0.1)
         ends.append((params, outer, loss))
+        assert bool(compiled) is compile
     torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-10)
 
 

@@ -78,6 +78,8 @@ def test_the_command_line_from_folder_to_figure(
 
 def test_the_start_asks_for_no_more_ways_than_few_classes_have() -> None:
     assert recipes.starting("protonet", "folder").train.n_way == 5
+    few = recipes.starting("protonet", "folder", {"train.n_way": 3})
+    assert all(cell.n_way <= 3 for cell in few.evaluate.cells)
 
 
 def test_settings_become_the_shape_of_the_network(tmp_path: Path, photos: Photos) -> None:
