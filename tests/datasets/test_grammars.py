@@ -248,3 +248,14 @@ def test_the_plan_of_the_human_study_is_that_of_its_episode() -> None:
 def test_few_study_examples_on_that_plan() -> None:
     _, pairs = Grammars(study="taught", n_support=5, n_query=2).pairs(0)
     assert sorted(len(c) for c, _ in pairs[:5])[:4] == [1, 1, 1, 1]
+
+
+def test_mixed_study_has_both_kinds() -> None:
+    mixed = Grammars(study="mixed")
+    kinds = set()
+    for index in range(20):
+        grammar, pairs = mixed.pairs(index)
+        shown, asked = [c for c, _ in pairs[:14]], [c for c, _ in pairs[14:]]
+        alone = [w for w in grammar.primitives if not any(w in c for c in shown if len(c) > 1)]
+        kinds.add(any(all(w in c for c in asked) for w in alone))
+    assert kinds == {True, False}

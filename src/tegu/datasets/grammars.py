@@ -44,7 +44,7 @@ SPLITS = ("meta_train", "meta_val", "meta_test", "gold", "human")
 COMMANDS = ("dax", "lug", "wif", "zup", "fep", "blicket", "kiki", "tufa", "gazzer")
 OUTPUTS = ("RED", "YELLOW", "GREEN", "BLUE", "PURPLE", "PINK")
 PRIMITIVES, FUNCTIONS = 4, 3
-STUDY = ("random", "simple", "taught")
+STUDY = ("random", "simple", "taught", "mixed")
 SPREAD = 2.0  # words by which a longer command may come before a shorter one
 
 Sequence = tuple[int, ...]
@@ -241,7 +241,8 @@ class Grammars:
         study: which commands are shown: "random", as in the paper; or "simple": each primitive
             alone and for the rest rather the shorter ones; or "taught", the plan of the human
             study: each primitive alone, each function twice on primitives, then functions put
-            together, where one primitive is shown alone only, and every query has it.
+            together, where one primitive is shown alone only, and every query has it; or "mixed",
+            episode by episode "random" or "taught".
 
     Commands and outputs are drawn until there are enough that differ and are short enough;
     so are grammars of the split.
@@ -302,17 +303,19 @@ class Grammars:
                     tuple(tuple(words[w] for w in c) for c in part) for part in (shown, asked)
                 )
             return grammar, [(c, grammar.interpret(c) or ()) for c in (*shown, *asked)]
-        wanted = self.n_support + self.n_query
+        wanted, study = self.n_support + self.n_query, self.study
+        if study == "mixed":
+            study = ("random", "taught")[draw() < 0.5]
         while True:
             grammar = draw_grammar(draw, self.longest)
             if _split(grammar.functions) != self.split:
                 continue
-            if self.study == "taught":
+            if study == "taught":
                 if taught := self._taught(grammar, draw):
                     return grammar, taught
                 continue
             found: dict[Sequence, Sequence] = {}
-            if self.study == "simple":
+            if study == "simple":
                 found = {(w,): (s,) for w, s in list(grammar.primitives.items())[:wanted]}
             for _ in range(200 * wanted):
                 if len(found) == wanted:
@@ -325,7 +328,7 @@ class Grammars:
             if len(found) == wanted:  # else a grammar whose short outputs are few
                 listed = list(found.items())
                 mixed = [listed[i] for i in _shuffled(list(range(wanted)), draw)]
-                return grammar, self._simple_first(mixed, draw) if self.study == "simple" else mixed
+                return grammar, self._simple_first(mixed, draw) if study == "simple" else mixed
 
     def _taught(self, grammar: Grammar, draw: Draw) -> list[tuple[Sequence, Sequence]]:
         """Study examples on the plan of the human study, and queries; empty where few are short."""

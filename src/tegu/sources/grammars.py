@@ -26,7 +26,8 @@ class Grammars(Source):
         test: what figures are of: "meta_test", grammars unlike those of training; "gold",
             the grammar that people were taught, in many wordings; "human", the one episode
             that they saw.
-        study: "random", "simple" or "taught": which commands of a generated grammar are shown.
+        study: "random", "simple", "taught" or "mixed": which commands of a generated grammar are
+            shown.
     """
 
     name: ClassVar[str] = "grammars"
