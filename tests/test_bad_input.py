@@ -919,7 +919,7 @@ CASES = {
         ),
         "meta_iterations is 0",
         "at least 1",
-        "Change meta_iterations",
+        "Raise meta_iterations",
     ),
     "another learner's file": Case(
         lambda place: tegu.MetaLearned.load("run/checkpoint.safetensors", learned().learner),

@@ -449,3 +449,53 @@ for module in pkgutil.walk_packages(tegu.__path__, "tegu."):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_evaluation_goes_where_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    document(capsys, "train", *GLYPHS, "--run", "r")
+    found = document(capsys, "evaluate", "r", "--output", "other.json")
+    assert json.loads(Path("other.json").read_text())["cells"] == found["cells"]
+    assert not Path("r/evaluation.json").exists()
+    for bad in ("/", "r"):
+        assert main(["evaluate", "r", "--output", bad]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_home_in_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    """No shell writes it out behind `=`."""
+    (place / "home").mkdir()
+    monkeypatch.setenv("HOME", str(place / "home"))
+    document(capsys, "train", *GLYPHS, "--run=~/r")
+    assert (place / "home" / "r" / "checkpoint.safetensors").is_file()
+    assert not Path("~").exists()
+    assert main(["info", "~nobody-of-this-name/r"]) == 2
+    assert "~nobody-of-this-name/r holds no run" in capsys.readouterr().err
+
+
+def test_advice_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *GLYPHS, "--run", "my run"]) == 0
+    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("next: "))
+    assert shlex.split(line)[1:] == ["tegu", "evaluate", "my run"]
+
+
+def test_a_comparison_that_could_not_keep_its_entries(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").write_text("")
+    words = ["compare", "reptile", "protonet", "--output", "ok.json"]
+    assert main([*words, "--run", "file"]) == 2
+    assert "Choose another --run." in capsys.readouterr().err
+    assert main([*words, "--data", "folder"]) == 2
+    assert "a comparison on folder, whose path is no setting here" in capsys.readouterr().err
+
+
+def test_streams_that_are_closed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["train", *GLYPHS, "--run", "r", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "r"
+    assert main(["info", "nowhere", "--json"]) == 2
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["info", "r"]) == 0

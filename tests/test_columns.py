@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tegu import columns
-from tegu.columns import read_columns
+from tegu.columns import Columns, read_columns
 from tegu.errors import InputError
 
 
@@ -148,3 +149,20 @@ def test_labels_alone(tmp_path: Path) -> None:
 def test_a_byte_that_is_no_text_far_down(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not text in UTF-8"):
         read_columns(write(tmp_path, b"1,2\n" * 5000 + b"\xff,2\n"))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "text"),
+    [
+        (np.zeros((3, 3)), None, r"values of shape \(3, 3\) for 2 names"),
+        (np.zeros((3, 2)), ("a", "b"), "2 labels for 3 rows"),
+        (np.full((3, 2), np.nan), None, "NaN or infinity"),
+    ],
+)
+def test_tables_that_are_none(values: Any, labels: Any, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        Columns(("a", "b"), values, labels)
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    assert read_columns(str(write(tmp_path, "1,2\n3,4\n"))).values.tolist() == [[1, 2], [3, 4]]

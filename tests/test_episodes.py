@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tegu.episodes import Episode, Examples, select, size, stack
+from tegu.errors import InputError
 
 
 def episode(n_support: int, n_query: int, fill: float) -> Episode:
@@ -48,3 +50,13 @@ def test_select_undoes_stack() -> None:
     alone = [episode(2, 1, 5.0), episode(2, 1, 6.0)]
     for i, one in enumerate(alone):
         torch.testing.assert_close(select(stack(alone), i), one, rtol=0, atol=0)
+
+
+def test_dense_examples_count_rows_whatever_the_targets() -> None:
+    tokens = Examples.dense(torch.zeros(4, 3).long(), torch.zeros(4, 5).long())
+    assert tokens.mask.shape == (4,)
+    batch = Examples.dense(torch.zeros(2, 4, 3), torch.zeros(2, 4, 1))
+    assert batch.mask.shape == (2, 4)
+    assert Examples.dense(torch.zeros(4, 3).byte(), torch.zeros(4).long()).mask.shape == (4,)
+    with pytest.raises(InputError, match=r"targets of shape \(4,\) that are numbers"):
+        Examples.dense(torch.zeros(4, 3), torch.zeros(4))

@@ -145,3 +145,16 @@ def test_settings_after_fit(tmp_path: Path) -> None:
     again.n_way = 7
     with pytest.raises(InputError, match="tasks of 7 ways for a model with 5 outputs"):
         again.evaluate(*arrays(8, seed=1), episodes=5)
+
+
+def test_settings_are_asked_for_and_changed_by_name() -> None:
+    one = tegu.ReptileEstimator(layers=3)
+    assert one.get_params()["layers"] == 3
+    assert "learned" not in one.get_params()
+    assert one.set_params(layers=2, steps=7) is one
+    assert (one.layers, one.steps) == (2, 7)
+    assert tegu.ReptileEstimator(**one.get_params()) == one
+    with pytest.raises(InputError, match=r"unknown setting 'layer'.* Did you mean 'layers'"):
+        one.set_params(layer=2)
+    with pytest.raises(InputError, match=r"layers is 1\.5; expected a whole number"):
+        one.set_params(layers=1.5)

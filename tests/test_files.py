@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from tegu.files import write_atomic
+from tegu.files import expanded, write_atomic
 
 
 def test_a_file_and_its_folder(tmp_path: Path) -> None:
@@ -65,3 +65,9 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
         with pytest.raises(NotADirectoryError):
             write_atomic(path, b"x")
     assert (tmp_path / "f").read_text() == "mine"
+
+
+def test_a_home_of_nobody_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a") == tmp_path / "a"
+    assert expanded("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -110,3 +111,17 @@ def test_refused_tables() -> None:
             recover(table, environments)
     with pytest.raises(InputTypeError, match="without numbers"):
         recover([["a", "b"]] * 120, marks)
+
+
+def test_environments_by_name_are_refused_and_frames_are_tables() -> None:
+    for given in (["none", "drug"], np.array(["none", "drug"])):
+        with pytest.raises(InputTypeError, match=r"environments that are a .* of no numbers"):
+            recover([[0, 1], [1, 0]], given)
+
+    class Frame:
+        """What numpy makes a table of."""
+
+        def __array__(self, *_: object, **__: object) -> np.ndarray:
+            return np.array([[0, 1], [1, 0], [1, 1]])
+
+    assert discretised(Frame()).tolist() == [[0, 1], [1, 0], [1, 1]]

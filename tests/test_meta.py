@@ -27,7 +27,7 @@ from tegu.engine.train import Progress
 from tegu.episodes import Examples
 from tegu.errors import InputError
 from tegu.learners import Maml
-from tegu.losses import accuracy, squared_error
+from tegu.losses import accuracy, gaussian, squared_error
 from tegu.threads import alone
 
 LABELS = {
@@ -660,3 +660,55 @@ def test_evaluate_refuses_more_ways_than_outputs(toy_images: tegu.ClassDataset) 
     one = Maml(model=tegu.models.Conv4(2, size=8, width=4), inner_lr=0.1)
     with pytest.raises(InputError, match="tasks of 3 ways for a model with 2 outputs"):
         tegu.MetaLearned(one, one.init()).evaluate(tegu.FewShotTasks(toy_images, 3, 1, 1))
+
+
+def test_running_statistics_that_a_layer_does_not_keep() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4, track_running_stats=False)
+    )
+    tegu.learners.ProtoNet(model=network, body="", normalisation="support")
+    with pytest.raises(InputError, match="with the layer '1', which keeps no statistics"):
+        tegu.learners.ProtoNet(model=network, body="", normalisation="running")
+
+
+def test_several_components_learn_tasks_too() -> None:
+    model = tegu.models.Mlp(1, 4, hidden=(8,))
+    waves = Maml(model=model, loss=gaussian, inner_lr=0.01)
+    learned = tegu.meta_train(waves, tegu.Sinusoids(n_query=5), meta_iterations=1)
+    task = learned.adapt(torch.zeros(3, 1), torch.zeros(3, 1))
+    mean, deviation = task.predict_distribution(torch.zeros(2, 1))
+    assert mean.shape == deviation.shape == (2, 1)
+    with pytest.raises(InputError, match=r"4 outputs for targets of 3 numbers|y has 3 columns"):
+        learned.adapt(torch.zeros(3, 1), torch.zeros(3, 3))
+
+
+def test_data_that_the_model_cannot_take(toy_data: tegu.ClassDataset) -> None:
+    wrong = Maml(model=tegu.models.Mlp(7, 3, hidden=(8,)))
+    with pytest.raises(InputError, match=r"x has shape .* the model said"):
+        tegu.meta_train(wrong, tegu.FewShotTasks(toy_data, 3, 1, 1), meta_iterations=1)
+
+
+def test_numbers_too_large_for_the_model(learned: tegu.MetaLearned) -> None:
+    large = torch.full((2, 6), 1e300, dtype=torch.float64)
+    with pytest.raises(InputError, match="x holds NaN or infinity in row 0"):
+        learned.adapt(large, "ab")
+    with pytest.raises(InputError, match="x holds NaN or infinity in row 0"):
+        learned.features(large)
+
+
+def test_arrays_as_people_have_them(learned: tegu.MetaLearned) -> None:
+    plain = np.arange(12.0).reshape(2, 6)
+    expected = learned.features(plain)
+    fixed = plain.astype(np.float32)
+    fixed.flags.writeable = False
+    for one in (plain.astype(">f4"), plain.astype(object), fixed):
+        torch.testing.assert_close(learned.features(one), expected)
+    with pytest.raises(InputError, match="no table of numbers"):
+        learned.features(np.array([["1"] * 6, ["2"] * 6], dtype=object))
+
+
+def test_learned_tasks_can_be_told_apart(learned: tegu.MetaLearned) -> None:
+    one, other = (learned.adapt(np.eye(2, 6), "ab") for _ in range(2))
+    assert one in {one}
+    assert one != other
+    assert learned != learned.adapt

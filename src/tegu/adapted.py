@@ -22,7 +22,7 @@ from tegu.losses import gaussian, moments, token_cross_entropy
 from tegu.threads import alone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapted:
     """A task that was learned: answers queries, with the caller's own labels.
 
@@ -47,7 +47,7 @@ class Adapted:
             kinds = getattr(self.learner.model, "n_inputs", 0)
             inputs = tokens.rows(x, "x", kinds=kinds).to(some.device)
         else:
-            inputs = read_inputs(x, "x").to(some)
+            inputs = read_inputs(x, "x", some.dtype).to(some)
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             out = self.learner.predict(self.params, self.state, inputs, mask)

@@ -31,7 +31,7 @@ def grouped(x: Any, y: Any, *, name: str = "arrays", split: str = "meta_train") 
         >>> data.class_names, data.counts.tolist(), data.examples.flatten().tolist()
         (('b', 'a'), [2, 1], [1.0, 3.0, 2.0])
     """
-    examples, labels = read_inputs(x, "x").to(torch.get_default_dtype()), read_labels(y)
+    examples, labels = read_inputs(x, "x", torch.get_default_dtype()), read_labels(y)
     if len(examples) != len(labels):
         raise InputError(
             f"{len(examples)} examples and {len(labels)} labels",
@@ -55,12 +55,13 @@ def numbered(labels: list[Hashable]) -> tuple[tuple[Hashable, ...], Tensor]:
     return tuple(at), torch.tensor([at[label] for label in labels], dtype=torch.int64)
 
 
-def read_inputs(x: Any, name: str) -> Tensor:
+def read_inputs(x: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
     """A tensor (B, ...), floating, of a tensor, an array or nested lists.
 
     Args:
         x: what the user gave.
         name: what errors call it.
+        dtype: of the tensor; None for that of x, where it is floating.
 
     Raises:
         InputError: it is empty, no table of numbers, or holds NaN or infinity.
@@ -79,8 +80,8 @@ def read_inputs(x: Any, name: str) -> Tensor:
         ) from failure
     if tensor.ndim < 1 or not len(tensor):
         raise InputError(f"{name} is empty", "at least one example", "Pass some examples.")
-    if not tensor.is_floating_point():
-        tensor = tensor.to(torch.get_default_dtype())
+    if dtype or not tensor.is_floating_point():
+        tensor = tensor.to(dtype or torch.get_default_dtype())  # may be too large for it
     if not bool(tensor.isfinite().all()):
         bad = int((~tensor.reshape(len(tensor), -1).isfinite().all(1)).nonzero()[0])
         raise InputError(
@@ -92,8 +93,13 @@ def read_inputs(x: Any, name: str) -> Tensor:
 
 
 def _packed(array: Any) -> Any:
-    """The array in an order that torch takes: it knows no negative strides."""
-    return np.ascontiguousarray(array) if array.ndim else array
+    """The array as torch takes it, which knows no negative strides and no foreign byte order."""
+    if array.dtype == object and not any(isinstance(v, (str, bytes)) for v in array.flat):
+        array = array.astype(np.float64)  # numbers of several kinds, as a frame's columns
+    if not array.ndim:
+        return array
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
 
 
 def read_labels(y: Any) -> list[Hashable]:

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -159,30 +160,37 @@ def measure(
         )
         one = Found(way, _training(engine, params, drawn, rate))
         found.append(one)
-        if way.compile and not can_compile():
-            one.why_not = "no C++ compiler"
-            continue
-        if way.precision == "bf16" and not half_pays(device):
-            one.why_not = "slower here than fp32, even in large products"
-            continue
-        began = time.perf_counter()
-        try:
-            for _ in range(3 if way.cuda_graphs else 1):  # called, recorded, replayed
-                got = update(engine, params, *drawn[0])
-        except InputError as refused:
-            one.why_not = refused.given
-            continue
-        except RuntimeError as failure:  # of vmap: control flow that depends on data, say
-            one.why_not = str(failure).strip().splitlines()[0]
-            continue
-        one.begins = time.perf_counter() - began
-        one.distance = timing.apart([got[k] for k in exact], list(exact.values()))
-        if not one.distance <= MOST[way.precision]:
-            one.why_not = f"{one.distance:.1e} of its length away from float64"
+        _begun(one, partial(update, engine, params, *drawn[0]), exact, device)
         if progress:
             progress(number + 1, len(ways), f"{way.name}, {way.precision}")
     _time([one for one in found if not one.why_not], seconds, rounds, device)
     return found
+
+
+def _begun(one: Found, update: Callable[[], Params], exact: Params, device: torch.device) -> None:
+    """Runs a way for the first time; notes how long that takes, or why it is none to be timed."""
+    way = one.way
+    if way.compile and not can_compile():
+        one.why_not = "no C++ compiler"
+        return
+    if way.precision == "bf16" and not half_pays(device):
+        one.why_not = "slower here than fp32, even in large products"
+        return
+    began = time.perf_counter()
+    try:
+        for _ in range(3 if way.cuda_graphs else 1):  # called, recorded, replayed
+            got = update()
+        timing.finished(device)
+    except InputError as refused:
+        one.why_not = refused.given
+        return
+    except RuntimeError as failure:  # of vmap: control flow that depends on data, say
+        one.why_not = str(failure).strip().splitlines()[0]
+        return
+    one.begins = time.perf_counter() - began
+    one.distance = timing.apart([got[k] for k in exact], list(exact.values()))
+    if not one.distance <= MOST[way.precision]:
+        one.why_not = f"{one.distance:.1e} of its length away from float64"
 
 
 def _double(params: Params, episodes: Episode, at: Tensor) -> tuple[Params, Episode, Tensor]:
@@ -265,7 +273,7 @@ def document(job: Job, found: list[Found], *, command: str) -> dict[str, Any]:
                 f"{cell['ratio']:.2f} ({cell['ratio_min']:.2f} to {cell['ratio_max']:.2f})",
                 f"{100 * cell['share_of_limit']:.0f} %",
                 f"{one.begins:.1f} s",
-                "" if one is first else "at once" if cost <= 0 else repaid,
+                "" if one is first else repaid,
             ]
         )
     made = report.result_document(

@@ -13,10 +13,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 
 COMMANDS = {
     "quickstart": "see meta-learning work, in about three minutes and with nothing to download",
@@ -100,21 +100,24 @@ def _parser() -> argparse.ArgumentParser:
             if name == "evaluate"
             else "replace a setting of the recipe; may be repeated",
         )
-        one.add_argument("--data-dir", type=Path, metavar="DIR", help=DATA_DIR)
+        one.add_argument("--data-dir", type=expanded, metavar="DIR", help=DATA_DIR)
         one.add_argument("--threads", metavar="N", help="processor threads to use")
     for name in ("train", "reproduce"):
         made[name].add_argument(
-            "--run", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)"
+            "--run", type=expanded, metavar="DIR", help="folder of the run (default: runs/RECIPE)"
         )
     for name in ("quickstart", "train", "reproduce"):
         made[name].add_argument(
             "--resume", action="store_true", help="go on from the run's checkpoint"
         )
     made["quickstart"].add_argument(
-        "--run", type=Path, metavar="DIR", help="folder to write to (default: a new one in runs/)"
+        "--run",
+        type=expanded,
+        metavar="DIR",
+        help="folder to write to (default: a new one in runs/)",
     )
     made["quickstart"].add_argument(
-        "--output", type=Path, metavar="FILE", help="result file (default: in that folder)"
+        "--output", type=expanded, metavar="FILE", help="result file (default: in that folder)"
     )
     train = made["train"]
     train.add_argument(
@@ -141,14 +144,20 @@ def _parser() -> argparse.ArgumentParser:
     made["reproduce"].add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
     made["reproduce"].add_argument(
         "--output",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="result file (default: benchmarks/results/RECIPE.json where that folder exists, "
         "else in the run)",
     )
     evaluate = made["evaluate"]
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    evaluate.add_argument("run", type=expanded, metavar="RUN", help="folder of a run")
     evaluate.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
+    evaluate.add_argument(
+        "--output",
+        type=expanded,
+        metavar="FILE",
+        help="result file (default: evaluation.json in the run)",
+    )
     _predict(made["predict"])
     _bench(made["bench"])
     _leaderboard(made["leaderboard"])
@@ -156,15 +165,15 @@ def _parser() -> argparse.ArgumentParser:
     _causal(made["causal"])
     _pack(made["pack"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
-    made["info"].add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    made["info"].add_argument("run", type=expanded, metavar="RUN", help="folder of a run")
     return parser
 
 
 def _predict(one: argparse.ArgumentParser) -> None:
-    one.add_argument("run", type=Path, metavar="RUN", help="folder of a run on data of yours")
+    one.add_argument("run", type=expanded, metavar="RUN", help="folder of a run on data of yours")
     one.add_argument(
         "task",
-        type=Path,
+        type=expanded,
         metavar="TASK",
         help="a few examples of each class: a folder with a sub-folder for each, or a table of "
         "texts and labels; or a task that --save kept",
@@ -172,11 +181,13 @@ def _predict(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "files",
         nargs="+",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="what to name; for texts, a file with one in each line",
     )
-    one.add_argument("--save", type=Path, metavar="FILE", help="keep the task in FILE.safetensors")
+    one.add_argument(
+        "--save", type=expanded, metavar="FILE", help="keep the task in FILE.safetensors"
+    )
     _defaulted(one, ("--device", str, "cpu", "cpu or cuda"))
 
 
@@ -190,7 +201,7 @@ def _bench(one: argparse.ArgumentParser) -> None:
     )
     _defaulted(one, ("--seconds", float, 20.0, "of timing, about"))
     one.add_argument(
-        "--output", type=Path, metavar="FILE", help="result file (default: none is written)"
+        "--output", type=expanded, metavar="FILE", help="result file (default: none is written)"
     )
 
 
@@ -230,13 +241,13 @@ def _defaulted(
 
 def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
     """Adds where a comparison of learners reads data, keeps entries and writes its result."""
-    one.add_argument("--data-dir", type=Path, metavar="DIR", help=DATA_DIR)
+    one.add_argument("--data-dir", type=expanded, metavar="DIR", help=DATA_DIR)
     one.add_argument(
-        "--run", type=Path, metavar="DIR", help=f"folder of entries (default: runs/{folder})"
+        "--run", type=expanded, metavar="DIR", help=f"folder of entries (default: runs/{folder})"
     )
     one.add_argument(
         "--output",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help=f"result file (default: benchmarks/results/{result}.json where that folder exists, "
         "else in the folder of entries)",
@@ -245,7 +256,10 @@ def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
 
 def _causal(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "file", type=Path, metavar="FILE", help="columns between commas, tabs, semicolons or blanks"
+        "file",
+        type=expanded,
+        metavar="FILE",
+        help="columns between commas, tabs, semicolons or blanks",
     )
     _defaulted(one, ("--seed", seed, 0, "seed of everything random"))
     one.add_argument(
@@ -280,7 +294,7 @@ def _causal(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument(
         "--output",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="picture of the belief (default: FILE-belief.png in this folder)",
     )
@@ -288,9 +302,12 @@ def _causal(one: argparse.ArgumentParser) -> None:
 
 def _pack(one: argparse.ArgumentParser) -> None:
     one.add_argument(
-        "folder", type=Path, metavar="FOLDER", help="one sub-folder for each class, images in it"
+        "folder",
+        type=expanded,
+        metavar="FOLDER",
+        help="one sub-folder for each class, images in it",
     )
-    one.add_argument("out", type=Path, metavar="OUT", help="folder to write, not there yet")
+    one.add_argument("out", type=expanded, metavar="OUT", help="folder to write, not there yet")
     _defaulted(
         one,
         ("--size", int, 84, "height and width that images are brought to, pixels"),
@@ -477,7 +494,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in any letters
         sys.stdout.reconfigure(errors="backslashreplace")
     print(json.dumps(_finite(document), indent=1, allow_nan=False) if arguments.json else text)
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     return 0
 
 

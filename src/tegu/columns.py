@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 
 LARGEST = 64_000_000  # bytes of a file
 DELIMITERS = (",", "\t", ";")
@@ -34,6 +35,21 @@ class Columns:
     names: tuple[str, ...]
     values: NDArray[np.float64]
     labels: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.values)
+        if len(shape) != 2 or shape[1] != len(self.names):
+            raise InputError(
+                f"values of shape {shape} for {len(self.names)} names",
+                "a column for each name, (n, k)",
+                "Check the names, or transpose the values.",
+            )
+        if self.labels is not None and len(self.labels) != shape[0]:
+            raise InputError(
+                f"{len(self.labels)} labels for {shape[0]} rows", "one for each", "Check them."
+            )
+        if not np.isfinite(self.values).all():
+            raise InputError("values with NaN or infinity", "finite numbers", "Clean the rows.")
 
     def check_varying(self) -> None:
         """Refuses a column that has one value only.
@@ -57,7 +73,7 @@ class Columns:
         return {label: self.values[at == label] for label in dict.fromkeys(self.labels)}
 
 
-def read_columns(path: Path, *, environment: str | None = None) -> Columns:
+def read_columns(path: str | Path, *, environment: str | None = None) -> Columns:
     """Reads CSV, tab-separated, semicolon-separated or white-space separated text.
 
     Args:
@@ -70,6 +86,7 @@ def read_columns(path: Path, *, environment: str | None = None) -> Columns:
         InputError: there is no such file or column, the file is too large or no text, its rows
             differ in length, or a cell holds no finite number.
     """
+    path = expanded(path)
     rows = _cells(path)
     first = next(rows)
     names = [f"column {i + 1}" for i in range(len(first[1]))]

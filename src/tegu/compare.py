@@ -37,9 +37,11 @@ from tegu.entries import commits, limited
 from tegu.entries import entry as kept_entry
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS
+from tegu.learners.learner import count_weights
 from tegu.processes import apart
 from tegu.recipes import Recipe
 from tegu.sources import SOURCES
@@ -144,7 +146,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
         "meta_iterations": last,
         "meta_batch": one.recipe.train.meta_batch,
         "recipe": text,
-        "parameters": sum(p.numel() for p in params.values()),
+        "parameters": count_weights(params),
         "adapt_ms": adapt_ms,
         "answer_ms": answer_ms,
         "state_bytes": size,
@@ -280,7 +282,7 @@ def run(
     learners: Iterable[str],
     data: str,
     budget: Budget,
-    folder: Path,
+    folder: str | Path,
     *,
     data_dir: Path | None = None,
     command: str = "tegu compare",
@@ -323,7 +325,7 @@ def run(
     entries: dict[str, dict[str, Any]] = {}
     for number, (name, own) in enumerate(settings.items()):
         kept = kept_entry(
-            folder / f"{data}-{name}.json",
+            expanded(folder) / f"{data}-{name}.json",
             own,
             partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir),
             recipes.alike,

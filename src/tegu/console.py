@@ -17,7 +17,8 @@ SILENCE = 60.0  # seconds without a line, at most
 
 def say(text: str) -> None:
     """A line for people, on standard error so that standard output stays a program's."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed by whoever started the program
+        print(text, file=sys.stderr, flush=True)
 
 
 def complain(error: InputError, speaker: str = "") -> None:
@@ -48,7 +49,7 @@ def bar(title: str, total: int, *, unit: str) -> Iterator[Tell]:
         total: how many units it takes.
         unit: "iterations" or "episodes".
     """
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         with _rich_bar(title, total, unit) as tell:
             yield tell
         return

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tegu.errors import InputError
+
 
 class Examples(NamedTuple):
     """Inputs with their targets.
@@ -31,8 +33,19 @@ class Examples(NamedTuple):
 
     @classmethod
     def dense(cls, x: Tensor, y: Tensor) -> Examples:
-        """Examples without padding."""
-        rows = y.shape if not y.is_floating_point() else y.shape[:-1]
+        """Examples without padding, one set or a batch of sets.
+
+        Raises:
+            InputError: numbers as targets without an axis of their own.
+        """
+        if y.is_floating_point() and y.ndim < 2:
+            raise InputError(
+                f"targets of shape {tuple(y.shape)} that are numbers",
+                "shape (S, D), D numbers for each example",
+                "Pass y[:, None].",
+            )
+        tokens = x.dtype == y.dtype == torch.int64 and x.ndim == y.ndim
+        rows = y.shape[:-1] if tokens or y.is_floating_point() else y.shape
         return cls(x, y, torch.ones(rows, dtype=torch.bool, device=x.device))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable
 
 
@@ -49,6 +50,7 @@ def check_range(
     above: float | None = None,
     below: float | None = None,
     todo: str = "",
+    whole: bool = False,
 ) -> None:
     """Refuses a number out of its bounds, and one that is not finite.
 
@@ -58,9 +60,10 @@ def check_range(
         least, most: bounds that it may reach.
         above, below: bounds that it may not.
         todo: what the reader can do; to raise or to lower it, where this is empty.
+        whole: whether it must be a whole number.
 
     Raises:
-        InputError: out of bounds.
+        InputError: out of bounds, or none of these numbers.
 
     Example:
         >>> check_range("dropout", 0.5, 0, below=1)
@@ -68,6 +71,9 @@ def check_range(
         Traceback (most recent call last):
         tegu.errors.InputError: dropout is 1; expected at least 0 and below 1. Lower dropout.
     """
+    if not isinstance(value, numbers.Integral if whole else numbers.Real):
+        kind = "a whole number" if whole else "a number"
+        raise InputTypeError(f"{name} is {value!r}", kind, todo or f"Change {name}.")
     low = -math.inf if least is None else least
     high = math.inf if most is None else most
     inside = low <= value <= high and abs(value) < math.inf

@@ -23,7 +23,7 @@ from tegu.datasets import ClassDataset
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result
 from tegu.engine.train import Progress
-from tegu.errors import InputError, check_range
+from tegu.errors import InputError, check_range, unknown
 from tegu.learners import Reptile
 from tegu.meta import MetaLearned, meta_train
 from tegu.models import Mlp
@@ -86,7 +86,24 @@ class ReptileEstimator:
 
     def __post_init__(self) -> None:
         for name, least in (("hidden_size", 1), ("layers", 1), ("n_way", 2), ("n_shot", 1)):
-            check_range(name, getattr(self, name), least)
+            check_range(name, getattr(self, name), least, whole=True)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings by their names, as scikit-learn's tools ask for them."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+
+    def set_params(self, **settings: Any) -> ReptileEstimator:
+        """Changes settings; those that shape the network count from the next `fit` on.
+
+        Raises:
+            InputError: there is no such setting, or a value is out of range.
+        """
+        for name, value in settings.items():
+            if name not in self.get_params():
+                raise unknown("setting", name, self.get_params())
+            setattr(self, name, value)
+        self.__post_init__()
+        return self
 
     def learner(self, width: int) -> Reptile:
         """The learner for inputs of so many numbers, as `fit` builds it."""

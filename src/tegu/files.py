@@ -12,6 +12,14 @@ from typing import Any
 from tegu.errors import InputError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with ~ as the user's folder; as it is where that names nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes a file that is either the old one or the new one, whenever the machine stops.
 

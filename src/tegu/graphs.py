@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -167,7 +168,8 @@ def discretised(table: Any, usual: Any = None, *, bins: int = 3) -> Tensor:
         [1, 1, 0]
     """
     try:
-        values = torch.as_tensor(table, dtype=torch.float64)
+        values = torch.as_tensor(table if isinstance(table, Tensor) else np.asarray(table))
+        values = values.to(torch.float64)
     except (TypeError, ValueError, RuntimeError) as failure:
         raise InputTypeError(
             f"a table that is a {type(table).__name__} without numbers throughout",
@@ -240,7 +242,16 @@ def recover(
         InputError: something missing, no rows without an intervention, no intervention,
             or an environment with fewer than 30 rows.
     """
-    labels = torch.as_tensor(environments)
+    try:
+        labels = torch.as_tensor(
+            environments if isinstance(environments, Tensor) else np.asarray(environments)
+        )
+    except TypeError as failure:
+        raise InputTypeError(
+            f"environments that are a {type(environments).__name__} of no numbers",
+            "a whole number for each row",
+            "Number the interventions from 1, and write 0 where there was none.",
+        ) from failure
     if labels.is_floating_point() or labels.ndim != 1:
         raise InputError(
             f"environments of shape {tuple(labels.shape)} and type {labels.dtype}",

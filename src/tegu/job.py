@@ -19,6 +19,7 @@ from tegu.engine.run import Run
 from tegu.engine.train import Progress, Settings, meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 from tegu.inner import Params
 from tegu.learners import LEARNERS, Learner
 from tegu.losses import MEASURES, Measure
@@ -49,8 +50,10 @@ class Job:
     n_classes: int = 0
 
     def __post_init__(self) -> None:
+        if self.data_dir is not None:  # a text, perhaps
+            object.__setattr__(self, "data_dir", expanded(self.data_dir))
         self._check_pair()
-        if self.data_dir is not None and not self.data_dir.expanduser().is_dir():
+        if self.data_dir is not None and not self.data_dir.is_dir():
             raise InputError(
                 f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
             )
@@ -296,7 +299,7 @@ class Job:
 
     def train(
         self,
-        folder: Path | None,
+        folder: str | Path | None,
         *,
         resume: bool = False,
         progress: Callable[[Progress], None] | None = None,
@@ -309,7 +312,7 @@ class Job:
             self.training_engine,
             self.training_tasks(),
             self.settings,
-            run=Run(folder, *known) if folder else None,
+            run=Run(Path(folder), *known) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,
             progress=progress,

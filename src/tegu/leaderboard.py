@@ -21,6 +21,7 @@ from tegu import entries, keys, origin, pictures, recipes, report
 from tegu.engine.trees import tensors_of
 from tegu.engine.vectorise import Vectorised
 from tegu.errors import unknown
+from tegu.files import expanded
 from tegu.job import Job
 from tegu.learners import LEARNERS
 from tegu.processes import apart
@@ -197,7 +198,7 @@ def run(
     learners: Iterable[str],
     boards: Iterable[str],
     budget: Budget,
-    folder: Path,
+    folder: str | Path,
     *,
     data_dir: Path | None = None,
     command: str = "tegu leaderboard",
@@ -227,7 +228,7 @@ def run(
     cells, made, totals = [], [], {"seconds": 0.0, "meta_iterations": 0, "peak_bytes": 0}
     for number, ((learner, data), own) in enumerate(zip(pairs, settings, strict=True)):
         kept = entries.entry(
-            folder / f"{data}-{learner}.json",
+            expanded(folder) / f"{data}-{learner}.json",
             own,  # the budget is part of it
             partial(_apart, learner, data, budget, data_dir),
             recipes.alike,

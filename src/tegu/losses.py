@@ -123,6 +123,12 @@ def log_likelihood(outputs: Tensor, target: Examples) -> Tensor:
 
 def components(outputs: Tensor, n_targets: int) -> tuple[Tensor, Tensor]:
     """Means and log standard deviations (S, K, D) in outputs (S, K 2 D) of `gaussian`."""
+    if not n_targets or outputs.shape[-1] % (2 * n_targets):
+        raise InputError(
+            f"{outputs.shape[-1]} outputs for targets of {n_targets} numbers",
+            "a mean and a log standard deviation of each, as often as there are components",
+            f"Build the model with {2 * max(1, n_targets)} outputs.",
+        )
     parts = outputs.unflatten(-1, (-1, 2, n_targets))
     return parts[..., 0, :], parts[..., 1, :]
 

@@ -25,16 +25,17 @@ from tegu.engine.train import meta_train as _meta_train
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Examples
 from tegu.errors import InputError
+from tegu.files import expanded
 from tegu.inner import Params
 from tegu.learners.learner import Learner
-from tegu.losses import cross_entropy, measure_of, regresses, token_cross_entropy
+from tegu.losses import cross_entropy, gaussian, measure_of, regresses, token_cross_entropy
 from tegu.sampling import ClassBatches, Tasks
 from tegu.threads import alone
 
 PLAIN = (bool, int, float, str, tuple)  # settings of tasks that a run's file holds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MetaLearned:
     """What phase 1 learned, ready to learn new tasks.
 
@@ -90,9 +91,9 @@ class MetaLearned:
             what = "answers", "answer"
         else:
             # A copy: a task may keep its examples, and arrays are filled anew.
-            inputs = read_inputs(x, "x").to(some.device, some.dtype, copy=True)
+            inputs = read_inputs(x, "x", some.dtype).to(some.device, copy=True)
             if regresses(self.learner.loss):
-                targets = read_inputs(y, "y").to(inputs)
+                targets = read_inputs(y, "y", some.dtype).to(inputs)
                 if targets.ndim != 2:
                     raise InputError(
                         f"y has shape {tuple(targets.shape)}",
@@ -134,9 +135,11 @@ class MetaLearned:
                 width = learner.forward(self.params, one).shape[-1]
             else:
                 width = learner.n_targets(self.params, one)
-        if not labels and support.y.shape[-1] != width:
+        count = support.y.shape[-1]
+        mixed = learner.loss is gaussian and width % count == 0  # as many components
+        if not labels and count != width and not mixed:
             raise InputError(
-                f"y has {support.y.shape[-1]} columns for a model of {width} targets",
+                f"y has {count} columns for a model of {width} targets",
                 "a column for each",
                 "Reshape y, or meta-train a model for as many.",
             )
@@ -149,7 +152,8 @@ class MetaLearned:
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""
-        inputs = read_inputs(x, "x").to(next(iter(self.params.values())))
+        some = next(iter(self.params.values()))
+        inputs = read_inputs(x, "x", some.dtype).to(some)
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             return self.learner.features(self.params, inputs)
 
@@ -284,9 +288,7 @@ def meta_train(
             "settings": {k: v for k, v in vars(settings).items() if k != "workers"},
         }
         usual = _usual(tasks)
-        folder = Run(
-            Path(run).expanduser(), {**known, "precision": precision}, same=partial(_same, usual)
-        )
+        folder = Run(expanded(run), {**known, "precision": precision}, same=partial(_same, usual))
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
     return MetaLearned(learner, params)
 
@@ -317,7 +319,7 @@ def _check_outputs(learner: Learner, tasks: Tasks) -> None:
     if asked and not told and learner.loss is cross_entropy:
         one = tasks.episodes(torch.arange(1)).support.x[0, :1]
         params = learner.init()
-        with torch.no_grad():
+        with torch.no_grad(), taken(one):
             told = learner.forward(params, one.to(next(iter(params.values())))).shape[-1]
         if asked > told:
             raise InputError(

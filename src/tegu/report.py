@@ -198,7 +198,9 @@ def _exactly(given: dict[str, Any], keys: Sequence[str], what: str) -> None:
 def _processor(machine: dict[str, Any]) -> str:
     words = [machine["cpu"]]
     words += [known] if (known := machine.get("instructions")) else []
-    return ", ".join([*words, f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"])
+    cores, threads = machine["cores"], machine.get("threads") or machine["cores"]
+    used = f"{threads} of {cores} cores" if threads < cores else f"{cores} core{'s' * (cores != 1)}"
+    return ", ".join([*words, used])
 
 
 # Tables

@@ -10,7 +10,7 @@ from tegu.adapted import fitting
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.engine.run import LARGEST, Run
 from tegu.errors import InputError
-from tegu.files import read_object
+from tegu.files import expanded, read_object
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.meta import MetaLearned
@@ -31,7 +31,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     Raises:
         InputError: there is no run, or its files do not belong together.
     """
-    place = Path(folder).expanduser()
+    place = expanded(folder)
     plain = recipe_of(place)
     params = checkpoint_of(place, plain).params
     # What served the training would change the program that this one is part of.

@@ -22,7 +22,8 @@ SLOW = 0.05  # seconds of a product of 512 rows, beyond which larger ones tell n
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def _finished(device: torch.device) -> None:
+def finished(device: torch.device) -> None:
+    """Waits for the work that a GPU has been given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -48,10 +49,10 @@ def product(precision: str, device: torch.device, n: int, *, times: int) -> floa
     a = torch.rand(n, n, device=device).to(DTYPES[precision])
     found = []
     for _ in range(times):
-        _finished(device)
+        finished(device)
         start = time.perf_counter()
         a @ a
-        _finished(device)
+        finished(device)
         found.append(time.perf_counter() - start)
     return min(found)
 
@@ -95,11 +96,11 @@ def in_turn(
     found: list[list[float]] = [[] for _ in acts]
     for number in range(-warm, rounds):
         for act, times in zip(acts, found, strict=True):
-            _finished(device)
+            finished(device)
             start = time.perf_counter()
             for i in range(each):
                 act(each * (number + warm) + i)
-            _finished(device)
+            finished(device)
             if number >= 0:
                 times.append((time.perf_counter() - start) / each)
         if number >= 0 and enough():

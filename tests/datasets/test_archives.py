@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
 import re
 import zipfile
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import pytest
 
@@ -78,3 +79,15 @@ def test_an_answer_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConnectionError, match="IncompleteRead"):
         download("https://here/file.zip", tmp_path / "file.zip")
     assert not any(tmp_path.iterdir())
+
+
+def test_an_answer_that_ends_early_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answer(io.BytesIO):
+        headers: ClassVar[dict[str, str]] = {"Content-Length": "10"}
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: Answer(b"half"))
+    with pytest.raises(ConnectionError, match="4 bytes of 10"):
+        download("https://example.org/x", tmp_path / "x")
+    assert not list(tmp_path.iterdir())

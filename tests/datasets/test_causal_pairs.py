@@ -152,7 +152,7 @@ def test_an_episode_is_a_function_of_its_number() -> None:
         (CategoryPairs, {"network": -1}, "network is -1; expected at least 0. Try 8, or 0."),
         (ContinuousPairs, {"anchors": 2}, "anchors is 2; expected at least 3. Raise anchors."),
         (ContinuousPairs, {"noise": 0.0}, "noise is 0.0; expected a number above 0. Raise noise."),
-        (ContinuousPairs, {"shift": math.inf}, "shift is inf; expected a number above 0."),
+        (ContinuousPairs, {"shift": math.inf}, "shift is inf; expected a number above 0, finite."),
     ],
 )
 def test_worlds_that_cannot_be(make: Any, settings: dict[str, Any], message: str) -> None:

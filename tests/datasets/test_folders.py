@@ -535,3 +535,36 @@ def test_a_disk_without_room_is_seen_before(
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1))
     with pytest.raises(InputError, match=r"out needs 0.0 GB, and its disk has 0.0 left"):
         pack_folder(folder, tmp_path / "out", **ALL)
+
+
+def test_one_path_is_no_list_of_paths(tmp_path: Path) -> None:
+    for one in ("photo.jpg", Path("photo.jpg")):
+        with pytest.raises(InputError, match=r"photo\.jpg in place of a list"):
+            tegu.read_images(one)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("birds/train/owl", "birds/test/owl"),
+        ("birds/train/owl", "birds/test/jay"),
+        ("x/meta_train/owl", "x/meta_test/jay"),
+        ("train/owl", "val/jay", "test/kea"),
+    ],
+)
+def test_splits_further_down_are_not_dealt_anew(
+    names: tuple[str, ...], tmp_path: Path, photos: Photos
+) -> None:
+    folder = photos(tmp_path / "p", dict.fromkeys(names, 2))
+    (folder / "notes").mkdir()
+    with pytest.raises(InputError, match=r"is divided into|holds meta_"):
+        load_folder(folder, "meta_train", size=8)
+
+
+def test_accents_do_not_decide_on_the_split() -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    others = [str(i) for i in range(12)]
+    sizes = [1] * 13
+    for shares in ((1, 1, 1), (5, 1, 7)):
+        division = Division(shares=shares)
+        assert division.parts([composed, *others], sizes) == division.parts([apart, *others], sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -320,3 +321,38 @@ def test_rows_go_to_another_process(pack: Path) -> None:
     again = copy.deepcopy(rows)  # made as it is made there
     del rows
     assert torch.equal(again[torch.tensor([3, 0])], wanted)
+
+
+def test_one_tensor_is_one_chunk_wherever_it_is_and_of_what(tmp_path: Path) -> None:
+    x = draw(5, 3).bfloat16().requires_grad_()
+    write_packed(tmp_path / "p", [Packable("meta_train", "a", x)])  # type: ignore[arg-type]
+    found = load_packed(tmp_path / "p", "meta_train").read().tensor
+    torch.testing.assert_close(found, x.detach().float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("one", "about", "text"),
+    [
+        (Packable("meta_train", 7, [torch.zeros(2, 3)]), None, "a class called 7"),  # type: ignore[arg-type]
+        (Packable("meta_train", "a", [["x"]]), None, "examples of 'a' with <U1"),  # type: ignore[list-item]
+        (
+            Packable("meta_train", "a", [torch.zeros(2, 3)]),
+            {"from": Path("x")},
+            "`about` that JSON",
+        ),
+    ],
+)
+def test_what_no_pack_could_hold(one: Packable, about: Any, text: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=text):
+        write_packed(tmp_path / "p", [one], about=about)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_rows_is_told_as_it_is(tmp_path: Path) -> None:
+    def rows() -> Iterator[Tensor]:
+        yield draw(2, 3)
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/x.npy")
+
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        write_packed(tmp_path / "p", [Packable("meta_train", "a", rows())])
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tegu
-from tegu.datasets import load_sentences, sentences
+from tegu.datasets import load_sentences, read_sentences, sentences
 from tegu.datasets.sentences import read_lines, read_texts
 from tegu.datasets.splits import SPLITS
 from tegu.errors import InputError
@@ -184,3 +184,29 @@ def test_half_an_emoji_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_line_ends_where_the_file_says(tmp_path: Path) -> None:
     (tmp_path / "asked.txt").write_bytes("one\u2028still one\r\ntwo\x0b too\n".encode())
     assert read_lines(tmp_path / "asked.txt") == ["one\u2028still one", "two\x0b too"]
+
+
+def test_one_text_is_no_list_of_texts() -> None:
+    with pytest.raises(InputError, match="a text in place of a list"):
+        read_sentences("Where is my card?")
+    with pytest.raises(InputError, match="a text that is a float, nan"):
+        read_sentences(["a", float("nan")])  # type: ignore[list-item]
+
+
+def test_too_many_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tegu.datasets.sentences.MOST_BYTES", 4 * 64 * 2)
+    assert read_sentences(["a", "b"], size=64).shape == (2, 64)
+    with pytest.raises(InputError, match=r"3 texts of 64 numbers"):
+        read_sentences(["a", "b", "c"], size=64)
+
+
+def test_a_quote_that_never_ends_swallows_no_rows(tmp_path: Path) -> None:
+    table = saved(tmp_path / "t.csv", 'label,text\na,"one\nb,two\n')
+    with pytest.raises(InputError, match=r"t\.csv"):
+        load_sentences(table, "meta_train", shares=(1, 0, 0))
+
+
+def test_accents_in_either_form_are_one_class(tmp_path: Path) -> None:
+    both = "text,label\none,caf\u00e9\ntwo,cafe\u0301\n"
+    data = load_sentences(saved(tmp_path / "t.csv", both), "meta_train", shares=(1, 0, 0))
+    assert data.class_names == ("caf\u00e9",)

@@ -38,6 +38,7 @@ from tegu.errors import InputError
 from tegu.files import write_atomically
 from tegu.inner import Params
 from tegu.learners import FineTune, Maml, Reptile
+from tegu.losses import gaussian
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
@@ -641,3 +642,102 @@ def test_two_that_begin_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first.open(resume=False)
     assert json.loads((first.folder / "recipe.json").read_text())["seed"] == 3
     first.close()
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_signal_in_the_last_iteration_is_heeded(
+    validated: bool, tasks: FewShotTasks, tmp_path: Path
+) -> None:
+    """After it a command would go on to score."""
+    settings = Settings(3, 2, validate_every=3 if validated else 0)
+    run, real = Run(tmp_path / "r", RECIPE), Vectorised.update
+
+    class Pressed(Vectorised):
+        def update(self, *args: Any, done: float, **more: Any) -> Any:
+            if done > 0.5:
+                signal.raise_signal(signal.SIGTERM)
+            return real(self, *args, done=done, **more)
+
+    with pytest.raises(Interrupted) as info:
+        meta_train(Pressed(engine().learner), tasks, settings, run=run, validate=lambda _: 0.5)
+    assert info.value.iteration == 3
+    assert load_checkpoint(run.checkpoint).iteration == 3
+
+
+def test_a_run_keeps_to_the_precision_that_it_began_with(
+    tasks: FewShotTasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine, or a busy one, "auto" may choose another."""
+    settings, seen = Settings(4, 2), []
+    learner = engine().learner
+
+    def told(report: Progress) -> None:
+        seen.append(report.precision)
+        if len(seen) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("tegu.engine.precision.half_pays", lambda _: True)
+    with pytest.raises(Interrupted):
+        meta_train(
+            Vectorised(learner, precision="auto"),
+            tasks,
+            replace(settings, validate_every=1),
+            run=Run(tmp_path / "r", RECIPE),
+            progress=told,
+        )
+    monkeypatch.setattr("tegu.engine.precision.half_pays", lambda _: False)
+    meta_train(
+        Vectorised(learner, precision="auto"),
+        tasks,
+        replace(settings, validate_every=1),
+        run=Run(tmp_path / "r", RECIPE),
+        resume=True,
+        progress=told,
+    )
+    assert set(seen) == {"bf16"}
+
+
+def test_logged_losses_are_of_all_iterations_since_the_last(
+    tasks: FewShotTasks, tmp_path: Path
+) -> None:
+    """Reports come more often than rows of the metrics."""
+    reports: list[tuple[int, float]] = []
+    every = 2 * BLOCK + 5
+    settings = Settings(2 * every, 1, validate_every=every)
+    run = Run(tmp_path / "r", RECIPE)
+    meta_train(
+        engine(),
+        tasks,
+        settings,
+        run=run,
+        validate=lambda _: 0.5,
+        progress=lambda report: reports.append((report.iteration, report.loss)),
+    )
+    total, before, expected = 0.0, 0, []
+    for iteration, loss in reports:
+        total, before = total + loss * (iteration - before), iteration
+        if iteration % every == 0:
+            expected.append(total / every)
+            total = 0.0
+    found = [row["loss"] for row in read_metrics(tmp_path / "r" / "metrics.jsonl")]
+    assert found == pytest.approx(expected)
+    assert len(found) == 2
+
+
+def test_parameters_too_coarse_to_train(tasks: FewShotTasks) -> None:
+    half = Vectorised(Reptile(model=Mlp(6, 3, hidden=(8,)).bfloat16()))
+    with pytest.raises(InputError, match=r"in torch\.bfloat16, in which small updates"):
+        meta_train(half, tasks, Settings(1, 1))
+
+
+def test_a_run_of_another_dtype_is_not_gone_on_with(tasks: FewShotTasks, tmp_path: Path) -> None:
+    meta_train(engine(), tasks, Settings(2, 1), run=Run(tmp_path / "r", RECIPE))
+    double = Vectorised(Reptile(model=Mlp(6, 3, hidden=(8,)).double(), inner_lr=0.01))
+    with pytest.raises(InputError, match="holds other parameters"):
+        meta_train(double, tasks, Settings(2, 1), run=Run(tmp_path / "r", RECIPE), resume=True)
+
+
+def test_tasks_whose_targets_are_not_the_learner_s(tasks: FewShotTasks) -> None:
+    regression = Vectorised(Reptile(model=Mlp(6, 2, hidden=(8,)), loss=gaussian))
+    with pytest.raises(InputError, match=r"tasks with targets of torch\.int64, shape \(6,\)"):
+        meta_train(regression, tasks, Settings(1, 1))

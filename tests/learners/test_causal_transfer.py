@@ -19,7 +19,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.learners import CausalTransfer
 from tegu.learners.causal_transfer import regret
-from tegu.models import Pair, category_pair, mixture_pair, tables_of
+from tegu.models import Mlp, Pair, category_pair, mixture_pair, tables_of
 
 KEY = keys.key(3, "test")
 
@@ -339,3 +339,10 @@ def test_tables_are_read_unrounded_in_bf16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = pair(pairs)
     torch.testing.assert_close(found, pair(pairs), rtol=0, atol=0)
+
+
+def test_a_model_without_two_directions() -> None:
+    learner = CausalTransfer(model=Mlp(2, 1, hidden=(4,)))
+    tasks = ContinuousPairs(n_shot=4, n_query=2)
+    with pytest.raises(InputError, match="a model with 1 outputs for causal-transfer"):
+        meta_train(Vectorised(learner), tasks, Settings(1, 1))

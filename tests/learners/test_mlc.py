@@ -161,7 +161,7 @@ def test_every_second_layer_of_the_encoder_reaches_over_the_episode() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(InputError, match="Linear without a method `study`"):
+    with pytest.raises(InputError, match="Linear without `study`"):
         Mlc(model=torch.nn.Linear(2, 2))
     with pytest.raises(InputError, match=r"data\.test"):
         recipes.load("mlc-grammars", {"data.test": "train"})
@@ -233,3 +233,29 @@ def test_views_are_other_names_of_one_task(episodes: Episode) -> None:
 def test_no_views_are_refused() -> None:
     with pytest.raises(InputError, match="views is 0"):
         made(views=0)
+
+
+class Noisy(StudyTransformer):
+    """A network that would drop activations and normalise by what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 9, width=8, heads=2, feedforward=12, decoder=2, longest=7)
+        self.extra = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+
+    def study(self, *args: Any) -> Any:
+        found = super().study(*args)
+        return found._replace(memory=self.extra(found.memory))
+
+
+def test_a_network_with_layers_of_torch_s_is_neither_changed_nor_random(
+    episodes: Episode,
+) -> None:
+    learner, episode = Mlc(model=Noisy()), select(episodes, 0)
+    before = {name: b.clone() for name, b in learner.model.named_buffers()}
+    params = learner.init()
+    found = [
+        learner.begin(params, episode.support, KEY, training=True)["study"].memory for _ in range(2)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    for name, buffer in learner.model.named_buffers():
+        assert torch.equal(buffer, before[name]), name

@@ -21,7 +21,7 @@ from tegu.episodes import Episode, Examples, select
 from tegu.errors import InputError
 from tegu.learners import PFN
 from tegu.learners.pfn import fitted, inverse_root, normal_scores, read
-from tegu.models import TableTransformer
+from tegu.models import Mlp, TableTransformer
 
 TABLES = SyntheticTables(n_support=14, least_support=9, n_query=4, n_way=4, n_features=5)
 KEYS = keys.fold(keys.key(3), torch.arange(3))
@@ -264,3 +264,8 @@ def test_a_small_network_learns_the_prior() -> None:
         unseen, episodes=64
     )
     assert after.value > before.value + 0.05
+
+
+def test_a_network_that_reads_no_tables() -> None:
+    with pytest.raises(InputError, match="Mlp without `n_way`"):
+        PFN(model=Mlp(4, 3))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tegu.errors import InputError
 from tegu.models.norm import BatchNorm, _named, converted, statistics
 
 
@@ -157,3 +158,19 @@ def test_what_one_thread_says_another_does_not_hear() -> None:
         thread.start()
         thread.join()
     torch.testing.assert_close(found[0], expected)
+
+
+def test_rows_may_be_folded_into_the_batch() -> None:
+    """A model may look at parts of each example: a mask of examples counts for all their parts."""
+    mask = torch.tensor([True, False, True])
+    x, layer = draw(3, 4, 5), nn.BatchNorm1d(5).double()
+    with statistics("batch", mask, foreign=True):
+        found = layer(x.flatten(0, 1)).unflatten(0, (3, 4))
+    with statistics("batch", foreign=True):
+        expected = layer(x[mask].flatten(0, 1)).unflatten(0, (2, 4))
+    torch.testing.assert_close(found[mask], expected)
+    with (
+        statistics("batch", mask, foreign=True),
+        pytest.raises(InputError, match="sees 7 rows of 3 examples"),
+    ):
+        layer(draw(7, 5))

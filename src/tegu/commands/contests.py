@@ -18,6 +18,7 @@ from tegu.errors import InputError, unknown
 from tegu.job import Job
 from tegu.leaderboard import Budget
 from tegu.learners import LEARNERS
+from tegu.sources import SOURCES, Source
 
 
 def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
@@ -30,6 +31,7 @@ def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Out
     boards = arguments.data or ["omniglot", "cifar-fs"]
     folder = arguments.run or Path("runs/leaderboard")
     output = output_of(arguments, folder, "leaderboard")
+    check_output(folder / "entry.json", "Choose another --run.")
     words = [w for name in arguments.learner or () for w in ("--learner", name)]
     words += [w for name in arguments.data or () for w in ("--data", name)]
     words += _told(budget)
@@ -53,6 +55,12 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
     """Learners side by side, each in a process of its own."""
     budget, names = _budget(compare.Budget, arguments), arguments.learners
     data = arguments.data
+    if "path" in {f.name for f in dataclasses.fields(SOURCES.get(str(data), Source))}:
+        raise InputError(
+            f"a comparison on {data}, whose path is no setting here",
+            "data that tegu knows, or makes",
+            "Train each learner with tegu train --set data.path=PATH, and evaluate both.",
+        )
     if data is None:
         able = compare.common(names)
         if not able:
@@ -65,6 +73,7 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
         data = able[0]
     folder = arguments.run or Path("runs/compare")
     output = output_of(arguments, folder, f"compare-{'-'.join(names)}")
+    check_output(folder / "entry.json", "Choose another --run.")
     words = [*names, *(["--data", data] if arguments.data else []), *_told(budget)]
     with bar("compare", len(names), unit="learners") as tell:
         document, entries = compare.run(

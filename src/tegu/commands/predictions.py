@@ -10,7 +10,7 @@ from typing import Any
 
 from tegu import recipes
 from tegu.adapted import Adapted
-from tegu.commands.shared import Outcome
+from tegu.commands.shared import Outcome, check_output
 from tegu.console import bar
 from tegu.errors import InputError
 from tegu.learners.learner import Learner
@@ -28,6 +28,8 @@ def predict(arguments: argparse.Namespace) -> Outcome:
         raise InputError(
             f"--save {arguments.save}", f"a name that ends in {KEPT}", f"Write task{KEPT}, say."
         )
+    if arguments.save:
+        check_output(arguments.save, "Choose another --save.")
     source = recipes.parse(recipe_of(arguments.run)).data
     if type(source).read is Source.read:
         raise source.no_files()
@@ -39,10 +41,8 @@ def predict(arguments: argparse.Namespace) -> Outcome:
             "Train simpleshot or protonet, say; or learn the task in Python, with tegu.load_run.",
         )
     learned = replace(learned, learner=_alone(learned.learner))
-    task = _task(learned, source, arguments.task)
-    if arguments.save:
-        task.save(arguments.save)
     named = source.listed(arguments.files)
+    task = _task(learned, source, arguments.task)
     answers: list[dict[str, Any]] = []
     many = len(named) > AT_ONCE
     title = f"predict {arguments.run.name}"
@@ -54,6 +54,8 @@ def predict(arguments: argparse.Namespace) -> Outcome:
                 tell(start + len(some), "")
     if all("error" in one for one in answers):
         raise InputError(answers[0]["error"], "files as the run was trained on", "Check the paths.")
+    if arguments.save:
+        task.save(arguments.save)
     document = {
         "run": str(arguments.run),
         "labels": list(task.labels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
             name="quickstart",
             command=f"tegu quickstart{settings_of(arguments)}",
             seed=job.recipe.train.seed,
-            training=training_of(job, last),
+            training=training_of(last),
             cells=cells,
         ),
     )
@@ -77,7 +78,7 @@ def quickstart(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outc
         report.table(cells),
         *listed(pictures),
         f"result: {output}",
-        f"next: tegu info {folder}, tegu train --help, tegu recipes",
+        f"next: tegu info {shlex.quote(str(folder))}, tegu train --help, tegu recipes",
     ]
     return document, "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tegu.errors import InputError
 from tegu.inner import Params
 from tegu.job import Job
 from tegu.learners import LEARNERS
-from tegu.learners.learner import TRACKED
+from tegu.learners.learner import count_weights
 from tegu.runs import CHECKPOINT, checkpoint_of, classes_of, recipe_of
 from tegu.sources import Source
 
@@ -68,9 +69,10 @@ def train(
     if watch:
         document["profile"] = report.profile_document(watch)
         text += ["", report.profile(watch), ""]
-    text.append(f"next: tegu evaluate {folder}")
+    place = shlex.quote(str(folder))
+    text.append(f"next: tegu evaluate {place}")
     if type(job.recipe.data).read is not Source.read:
-        text.append(f"or:   tegu predict {folder} EXAMPLES FILE, for files of yours")
+        text.append(f"or:   tegu predict {place} EXAMPLES FILE, for files of yours")
     return document, "\n".join(text)
 
 
@@ -101,7 +103,7 @@ def reproduce(
         name=name,
         command=f"tegu reproduce {arguments.recipe}{settings_of(arguments)}",
         seed=job.recipe.train.seed,
-        training=training_of(job, last),
+        training=training_of(last),
         cells=cells,
         processes=ranks.world,
     )
@@ -161,8 +163,9 @@ def evaluate_run(
             job.check_unseen(saved["classes"])
         params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
     params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
+    output = arguments.output or arguments.run / "evaluation.json"
     if ranks.first:
-        check_output(arguments.run / "evaluation.json")
+        check_output(output)
     cells = score(job, params)
     document = report.result_document(
         name=job.recipe.name,
@@ -172,7 +175,6 @@ def evaluate_run(
         cells=cells,
         processes=ranks.world,
     )
-    output = arguments.run / "evaluation.json"
     if ranks.first:
         report.write_result(output, document)
     return document, f"{report.table(cells)}\nresult: {output}"
@@ -184,8 +186,6 @@ def info(arguments: argparse.Namespace) -> Outcome:
     recipe, checkpoint = recipes.parse(plain), checkpoint_of(arguments.run, plain)
     metrics = read_metrics(arguments.run / "metrics.jsonl")
     names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
-    beside = ("inner/", TRACKED)  # state of an optimiser, and what normalisation has seen
-    weights = sum(v.numel() for k, v in checkpoint.params.items() if not k.startswith(beside))
     document = {
         "run": str(arguments.run),
         "recipe": recipe.name,
@@ -195,7 +195,7 @@ def info(arguments: argparse.Namespace) -> Outcome:
         "meta_iterations": recipe.train.meta_iterations,
         "seconds": checkpoint.notes.get("seconds"),
         "commits": checkpoint.notes.get("commits", []),
-        "parameters": weights,
+        "parameters": count_weights(checkpoint.params),
         "digest": checkpoint.digest(),
         "validation": metrics[-1].get("validation") if metrics else None,
         "files": names,

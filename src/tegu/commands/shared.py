@@ -10,7 +10,6 @@ from typing import Any
 
 from tegu.engine.train import Progress
 from tegu.errors import InputError
-from tegu.job import Job
 
 Outcome = tuple[dict[str, Any], str]
 
@@ -26,9 +25,10 @@ def output_of(
     return path
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, todo: str = "Choose another --output.") -> None:
     """Refuses a file that could not be written after hours of training."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
+    whole = path.absolute()
+    there = next((folder for folder in whole.parents if folder.exists()), whole)
     if (
         (path.exists() and not path.is_file())
         or not there.is_dir()
@@ -37,7 +37,7 @@ def check_output(path: Path) -> None:
         raise InputError(
             f"{path} cannot be written",
             "a file in a folder that can be written",
-            "Choose another --output.",
+            todo,
         )
 
 
@@ -55,11 +55,11 @@ def listed(pictures: list[Path]) -> list[str]:
     return [f"picture: {path}" for path in pictures]
 
 
-def training_of(job: Job, last: Progress) -> dict[str, Any]:
+def training_of(last: Progress) -> dict[str, Any]:
     return {
         "seconds": round(last.seconds, 1),
         "meta_iterations": last.iteration,
         "peak_bytes": last.peak_bytes,
-        "precision": job.training_engine.precision,
+        "precision": last.precision,
         "commits": list(last.commits),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,10 +45,11 @@ def pack(arguments: argparse.Namespace) -> Outcome:
         "splits": splits,
         "broken": [error.given for error in broken],
     }
+    path = f"data.path={arguments.out}"
     text = [
         *(f"{s}: {n['classes']:,} classes, {n['examples']:,} images" for s, n in splits.items()),
         *(f"left out: {error.given}" for error in broken),
-        f"next: tegu train --learner protonet --data packed --set data.path={arguments.out}",
+        f"next: tegu train --learner protonet --data packed --set {shlex.quote(path)}",
     ]
     return document, "\n".join(text)
 

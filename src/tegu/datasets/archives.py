@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tegu.errors import InputError
-from tegu.files import write_atomic
+from tegu.files import expanded, write_atomic
 
 _MAX_MEMBERS = 100_000
 _MAX_MEMBER = 2**16  # bytes
@@ -31,7 +31,7 @@ TARS = (".tar.gz", ".tar.xz")
 def cache_folder() -> Path:
     """Where downloads and decoded images are kept: `$XDG_CACHE_HOME/tegu`, else `~/.cache/tegu`."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tegu"
+    return (Path(base) if base else expanded("~/.cache")) / "tegu"
 
 
 def read_members(
@@ -212,5 +212,8 @@ def _chunks(url: str, limit: int) -> Iterator[bytes]:
                 yield chunk
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"not finished after {patience:.0f} s")
+            told = getattr(answer, "headers", {}).get("Content-Length")
+            if told and size < min(int(told), limit):  # a connection that was closed early
+                raise ConnectionError(f"{size:,} bytes of {int(told):,}")
     except http.client.HTTPException as error:
         raise ConnectionError(str(error)) from error

@@ -22,6 +22,7 @@ from tegu.datasets.images import cached_tensors, opened
 from tegu.datasets.omniglot import ENVIRONMENT_VARIABLE
 from tegu.datasets.splits import check_split
 from tegu.errors import InputError
+from tegu.files import expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -238,9 +239,9 @@ def _check(images: Images, paths: list[Path], split: str) -> None:
 
 def _find(data_dir: str | Path | None, download: bool) -> list[Path]:
     """Where the images are, after a download if need be: one source, or an archive and its rest."""
-    cache = cache_folder() / "cifar100"
+    cache, data_dir = cache_folder() / "cifar100", data_dir or None
     named = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT_VARIABLE)
-    root = Path(named).expanduser() if named else None
+    root = expanded(named) if named else None
     folders = [root, root / "cifar100_fewshot", root / "cifar100"] if root else []
     if data_dir is None:
         folders.append(cache)
@@ -262,7 +263,7 @@ def _sources(folder: Path) -> list[Path]:
     if archive.exists():
         return [archive, rest] if rest.exists() else [archive]
     for path in (folder / "cifar100" / "data", folder / "data"):
-        if any((path / one).is_dir() for one in _CLASSES):
+        if all((path / one).is_dir() for one in _CLASSES):  # one may be in any folder
             return [path]
     for path in (folder / f"{_BINARY}.tar.gz", folder / _BINARY):
         if path.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Division:
         and cut into three.
         """
         root = keys.key(self.seed, "classes of a folder")
-        marks = torch.tensor([zlib.crc32(_bytes(name)) for name in names])
+        marks = torch.tensor([zlib.crc32(_bytes(composed(name))) for name in names])
         order = keys.fold(root, marks).argsort(stable=True).tolist() if names else []
         kept = [i for i in order if sizes[i] >= self.least] or order
         total, parts, at, passed = sum(self.shares), {}, 0, 0
@@ -168,6 +169,7 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
         _check_disjoint(folder, parts)
     else:
         classes = _walk(folder, form)
+        _check_division_below(folder, classes)
         _check_side_by_side(folder, classes, form)
         at = division.parts([c.name for c in classes], [len(c.files) for c in classes])
         parts = {split: [classes[i] for i in rows] for split, rows in at.items()}
@@ -184,13 +186,33 @@ def classes_of(folder: Path, division: Division, form: FileForm) -> dict[str, li
     return kept
 
 
+def _check_division_below(folder: Path, classes: list[Class]) -> None:
+    """Refuses a division into splits further down, which would be dealt anew."""
+    tops: dict[str, set[str]] = {}  # folders with files below them, by the folder that holds them
+    for one in classes:
+        parts = one.name.split("/")
+        for at, part in enumerate(parts[:-1]):
+            tops.setdefault("/".join(parts[:at]), set()).add(part)
+    for place, inside in tops.items():
+        names = {_plain(name) for name in inside}
+        if names & set(SPLITS) or (len(names) > 1 and names <= OTHERS):
+            there = folder / place
+            raise InputError(
+                f"{there} is divided into {' and '.join(sorted(inside))}",
+                "classes, or meta_train, meta_val and meta_test at the top of the folder",
+                f"Pass {there} if these are tegu's splits; else put all classes side by side into "
+                "one folder, and tegu divides them.",
+            )
+
+
 def _check_side_by_side(folder: Path, classes: list[Class], form: FileForm) -> None:
     """Refuses the same classes in folders for training and for tests."""
     below: dict[str, set[str]] = {}
     for one in classes:
-        top, _, rest = one.name.partition("/")
-        if rest and _plain(top) in OTHERS:
-            below.setdefault(top, set()).add(rest)
+        parts = one.name.split("/")
+        for at, part in enumerate(parts[:-1]):
+            if _plain(part) in OTHERS:
+                below.setdefault("/".join(parts[: at + 1]), set()).add("/".join(parts[at + 1 :]))
     for first, second in itertools.combinations(sorted(below), 2):
         if both := below[first] & below[second]:
             raise InputError(
@@ -271,6 +293,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def composed(name: str) -> str:
+    """A name whose accents are parts of its letters, as most systems write them; macOS may not."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _bytes(name: str) -> bytes:
     """The same on every machine; of a name that is no text, those that it has on disk."""
     try:
@@ -283,9 +310,9 @@ def _check_disjoint(folder: Path, parts: dict[str, list[Class]]) -> None:
     seen: dict[str, str] = {}
     for split, part in parts.items():
         for one in part:
-            if seen.setdefault(one.name, split) != split:
+            if (first := seen.setdefault(composed(one.name), split)) != split:
                 raise InputError(
-                    f"the class '{one.name}' of {folder} is in {seen[one.name]} and in {split}",
+                    f"the class '{one.name}' of {folder} is in {first} and in {split}",
                     "different classes in each split, since tests are on unseen ones",
                     "Move all its files into one of the two.",
                 )

@@ -13,7 +13,7 @@ from tegu.datasets.rows import Chosen, Rows
 from tegu.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassDataset:
     """Examples of many classes in one tensor, class after class.
 

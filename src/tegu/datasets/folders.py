@@ -26,7 +26,8 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.image_files import Form
 from tegu.datasets.packed import Packable, write_packed
 from tegu.datasets.splits import check_split
-from tegu.errors import InputError, check_range
+from tegu.errors import InputError, InputTypeError, check_range
+from tegu.files import expanded
 
 HELD = 256 << 20  # bytes of images that are read at once and kept, rather than read as needed
 CHUNK = 64  # files decoded side by side
@@ -85,7 +86,7 @@ def load_files(
 ) -> ClassDataset:
     """One split of a folder of files, whatever their kind; see `load_folder`."""
     check_split(split)
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     found = classes_of(folder, division, form)[split]
     if not found:
         raise InputError(
@@ -125,7 +126,9 @@ def read_images(
 
 def read_files(files: Iterable[str | Path], form: FileForm) -> Tensor:
     """Files in a form, from 0 to 1: (B, channels, size, size)."""
-    paths = [str(Path(file).expanduser()) for file in files]
+    if isinstance(files, (str, os.PathLike)):
+        raise InputTypeError(f"{files} in place of a list", "paths in a list", "Write [path].")
+    paths = [str(expanded(file)) for file in files]
     if not paths:
         raise InputError("no files", f"at least one {form.kind}", "Check what was listed.")
     return FileRows(paths, form)[torch.arange(len(paths))].to(torch.get_default_dtype()) / 255
@@ -159,7 +162,7 @@ def pack_folder(
         What the pack's `classes.json` holds, and what is wrong with each file or class left out.
     """
     form, division = Form(size, channels, fit), Division(shares=shares, seed=seed, least=least)
-    folder, target = Path(path).expanduser(), Path(out).expanduser()
+    folder, target = expanded(path), expanded(out)
     found = classes_of(folder, division, form)
     total = sum(len(one.files) for part in found.values() for one in part)
     _check_room(target, total * form.bytes)
@@ -213,7 +216,7 @@ def _tried(file: str, form: Form) -> Tensor | InputError:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    near = next(parent for parent in out.absolute().parents if parent.is_dir())
+    near = next((p for p in out.absolute().parents if p.is_dir()), out.absolute())
     if (free := shutil.disk_usage(near).free) < needed:
         raise InputError(
             f"{out} needs {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} left",

@@ -24,6 +24,7 @@ from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, check_range, unknown
+from tegu.files import expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -389,9 +390,9 @@ def _folder(data_dir: str | Path | None, download: bool, *parts: str) -> Path:
     def lacks(folder: Path) -> list[str]:
         return [part for part in parts if not _source(folder, part).exists()]
 
-    cache = cache_folder() / "omniglot"
+    cache, data_dir = cache_folder() / "omniglot", data_dir or None
     named = data_dir if data_dir is not None else os.environ.get(ENVIRONMENT_VARIABLE)
-    folders = [Path(named).expanduser(), Path(named).expanduser() / "omniglot"] if named else []
+    folders = [expanded(named), expanded(named) / "omniglot"] if named else []
     if data_dir is None:
         folders.append(cache)
     for folder in folders:

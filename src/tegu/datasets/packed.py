@@ -8,6 +8,7 @@ It is written in a stream and read row by row, so that neither needs memory for 
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,8 +25,8 @@ from torch import Tensor
 from tegu.datasets.classes import ClassDataset, infinite
 from tegu.datasets.rows import KINDS, NpyRows
 from tegu.datasets.splits import SPLITS, check_split
-from tegu.errors import InputError
-from tegu.files import hidden, write_atomic
+from tegu.errors import InputError, InputTypeError
+from tegu.files import expanded, hidden, write_atomic
 
 FORMAT = 1
 LARGEST = 1 << 30  # bytes that the list of classes may have
@@ -81,7 +82,13 @@ def write_packed(
         >>> load_packed(out, "meta_train").examples[torch.tensor([19, 20])].tolist()
         [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
+    try:
+        json.dumps(dict(about or {}))
+    except (TypeError, ValueError) as failure:
+        raise InputTypeError(
+            f"`about` that JSON cannot hold ({failure})", "texts and numbers", "Write str(value)."
+        ) from failure
     with _whole(out) as folder:
         arrays: dict[str, _Array] = {}
         lists: dict[str, dict[str, list[Any]]] = {}
@@ -89,10 +96,17 @@ def write_packed(
         try:
             for one in classes:
                 check_split(one.split)
+                if not (isinstance(one.name, str) and isinstance(one.group, str)):
+                    raise InputTypeError(
+                        f"a class called {one.name!r} of the group {one.group!r}",
+                        "names that are texts",
+                        "Write str(name).",
+                    )
                 array = arrays.setdefault(one.split, _Array(folder / f"{one.split}.npy"))
                 before = array.rows
-                for chunk in one.rows:
-                    array.write(np.ascontiguousarray(chunk), one.name)
+                whole = isinstance(one.rows, (Tensor, np.ndarray))
+                for chunk in [one.rows] if whole else one.rows:
+                    array.write(_plain(chunk, one.name), one.name)
                 if array.rows - before < least:
                     array.shorten(before)
                 if array.rows > before:
@@ -152,7 +166,7 @@ def load_packed(path: str | Path, split: str) -> ClassDataset:
         InputError: no pack, a damaged one, or one without that split.
     """
     check_split(split)
-    folder, index = Path(path).expanduser(), read_index(path)
+    folder, index = expanded(path), read_index(path)
     if split not in index["splits"]:
         raise InputError(
             f"{folder} has no {split}, only {' and '.join(index['splits'])}",
@@ -185,7 +199,7 @@ def read_index(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is no pack, or its list of classes is not one.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     file = folder / INDEX
     if not file.is_file():
         raise InputError(f"{folder} holds no {INDEX}", WANTED, "Check data.path.")
@@ -225,6 +239,21 @@ def _check_part(split: str, part: dict[str, Any]) -> None:
 def _without_blanks(part: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Without groups where no class has one."""
     return part if any(part["groups"]) else {k: v for k, v in part.items() if k != "groups"}
+
+
+def _plain(chunk: Any, name: str) -> np.ndarray[Any, Any]:
+    """Rows as numpy has them, wherever a tensor lies."""
+    try:
+        if isinstance(chunk, Tensor):
+            chunk = chunk.detach().cpu()
+            chunk = chunk.float() if chunk.dtype == torch.bfloat16 else chunk
+        return np.ascontiguousarray(chunk)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise InputTypeError(
+            f"examples of '{name}' that are no rows of numbers",
+            "arrays or tensors, (n, ...)",
+            f"Convert them first: {failure}.",
+        ) from failure
 
 
 class _Array:
@@ -300,6 +329,9 @@ def _whole(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except OSError as failure:
+        full = failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full and not str(failure.filename or "").startswith(str(out.parent)):
+            raise  # of whoever makes the rows
         raise InputError(
             f"{out} cannot be written: {failure.strerror or failure}",
             "a disk with room for all of it, and a folder that can be written",

@@ -25,6 +25,7 @@ from torch import Tensor
 from tegu.datasets.archives import read_members
 from tegu.datasets.tokens import END, WORDS, padded
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 
 PRIMITIVES = ("walk", "look", "run", "jump")
 DIRECTIONS = ("left", "right")
@@ -188,7 +189,7 @@ def few_shot_pairs(shots: int, sample: int, part: str, *, data_dir: Path) -> tup
 
 
 def _read(data_dir: Path, archive: str, member: str) -> tuple[Pair, ...]:
-    folder = data_dir.expanduser()
+    folder = expanded(data_dir)
     place = next((p for p in (folder / "scan", folder) if (p / archive).exists()), folder / "scan")
     source = place / archive
     found = read_members(source, re.compile(re.escape(member)), URL, largest=LARGEST, total=ALL)

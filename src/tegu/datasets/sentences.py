@@ -22,13 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tegu.datasets.class_folders import SHARES, Division
+from tegu.datasets.class_folders import SHARES, Division, composed
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.splits import check_split
-from tegu.errors import InputError
+from tegu.errors import InputError, InputTypeError
+from tegu.files import expanded
 
 LARGEST = 256 << 20  # bytes of a file
 LONGEST = 10_000  # characters of a text
+MOST_BYTES = 16 << 30  # of the vectors of a table
 SIZES = (64, 1 << 16)
 TEXTS = ("text", "sentence", "utterance", "query")  # what a column of texts may be called
 LABELS = ("label", "category", "intent", "class")
@@ -71,10 +73,10 @@ def load_sentences(
     check_split(split)
     check_size(size)
     division = Division(shares=shares, seed=seed, least=least)
-    file = Path(path).expanduser()
+    file = expanded(path)
     texts: dict[str, list[str]] = {}
     for words, name in read_texts(file, text=text, label=label):
-        texts.setdefault(name, []).append(words)
+        texts.setdefault(composed(name), []).append(words)
     names = sorted(texts)
     sizes = [len(texts[name]) for name in names]
     if max(sizes) < least:
@@ -111,7 +113,15 @@ def read_sentences(texts: Iterable[str], *, size: int = 2048) -> Tensor:
         InputError: no texts, or scikit-learn is not installed.
     """
     check_size(size)
-    listed = [_encodable(one[:LONGEST]) for one in texts]
+    if isinstance(texts, str):
+        raise InputTypeError("a text in place of a list", "texts in a list", "Write [text].")
+    given = list(texts)
+    if (bad := next((one for one in given if not isinstance(one, str)), "")) != "":
+        raise InputTypeError(
+            f"a text that is a {type(bad).__name__}, {bad!r}", "texts", "Drop it, or write ''."
+        )
+    check_room(len(given), size)
+    listed = [_encodable(one[:LONGEST]) for one in given]
     if not listed:
         raise InputError("no texts", "at least one", "Check what was listed.")
     out = np.empty((len(listed), size), np.float32)
@@ -119,8 +129,22 @@ def read_sentences(texts: Iterable[str], *, size: int = 2048) -> Tensor:
         rows = slice(start, start + ROWS)
         for half, columns in enumerate((slice(None, size // 2), slice(size // 2, None))):
             out[rows, columns] = _hashers(size // 2)[half].transform(listed[rows]).toarray()
-    # Each half has length 1.
-    return torch.from_numpy(out * np.float32((size / 2) ** 0.5))
+    out *= np.float32((size / 2) ** 0.5)  # each half had length 1
+    return torch.from_numpy(out)
+
+
+def check_room(texts: int, size: int) -> None:
+    """Refuses vectors that would fill the memory.
+
+    Raises:
+        InputError: they have more than `MOST_BYTES`.
+    """
+    if (needed := 4 * texts * size) > MOST_BYTES:
+        raise InputError(
+            f"{texts:,} texts of {size:,} numbers, {needed / 1e9:.0f} GB",
+            f"at most {MOST_BYTES / 1e9:.0f} GB",
+            "Lower size, or take some of the texts.",
+        )
 
 
 def read_lines(file: Path) -> list[str]:
@@ -230,7 +254,7 @@ def _text(file: Path) -> str:
 
 def _cells(file: Path) -> Iterator[Row]:
     mark = "\t" if file.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=mark)
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=mark, strict=True)
     try:
         for row in reader:
             if None in row or None in row.values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -139,6 +141,9 @@ def _reader(tasks: Tasks, workers: int, like_these: Episode, stack: ExitStack) -
         # Its tensor operations take no cores from the work.
         thread = ThreadPoolExecutor(1, "tegu-sampling", torch.set_num_threads, (1,))
         stack.callback(thread.shutdown, cancel_futures=True)
+        usual = torch.get_num_threads()
+        thread.submit(int).result()  # by then it has set its own number, and all later threads'
+        torch.set_num_threads(usual)
         return lambda index: thread.submit(tasks.episodes, index).result
     return lambda index: partial(tasks.episodes, index)
 
@@ -151,6 +156,14 @@ def _begin(tasks: Tasks) -> None:
     _tasks = tasks
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's own process ends all
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """A run that is killed cannot end its processes, and their queue would never."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _draw(index: np.ndarray) -> list[np.ndarray]:

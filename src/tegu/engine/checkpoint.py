@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tegu.errors import InputError
-from tegu.files import write_atomically
+from tegu.files import expanded, write_atomically
 
 FORMAT = "tegu-checkpoint-1"
 LARGEST = 16 << 30  # bytes that a checkpoint may have
@@ -54,9 +54,9 @@ class Checkpoint:
         return total.hexdigest()
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> str:
     """Writes a checkpoint and returns its digest."""
-    path = path.expanduser()
+    path = expanded(path)
     digest = checkpoint.digest()
     head = {
         "format": FORMAT,
@@ -74,14 +74,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     return digest
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint and checks it against its digest.
 
     Raises:
         InputError: there is no such file, it is not a checkpoint of tegu, it is
             cut short, or a byte of it has changed.
     """
-    path = path.expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}",

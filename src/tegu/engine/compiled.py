@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tegu.datasets.archives import cache_folder
-from tegu.engine.trees import like, names_of, tensors_of
+from tegu.engine.trees import like, map_tensors, names_of, tensors_of
 
 
 def can_compile() -> bool:
@@ -36,7 +36,9 @@ def _keep_compiled_code() -> None:
 
 def lacks_memory(failure: RuntimeError) -> bool:
     """Whether an operation failed for want of memory; on a CPU only the error's text tells."""
-    return isinstance(failure, torch.OutOfMemoryError) or "allocate memory" in str(failure)
+    return isinstance(failure, torch.OutOfMemoryError) or any(
+        text in str(failure) for text in ("allocate memory", "not enough memory")
+    )
 
 
 def signature_of(trees: Any, leaves: list[Tensor]) -> Any:
@@ -86,8 +88,9 @@ class Compiled:
 
         def flat(*leaves: Tensor) -> list[Tensor]:
             nonlocal shape
-            shape = self.function(*like(trees, leaves))
-            return tensors_of(shape)
+            found = self.function(*like(trees, leaves))
+            shape = map_tensors(lambda _: torch.empty(0), found)  # keeps no result alive
+            return tensors_of(found)
 
         _keep_compiled_code()
         graph = make_fx(flat)(*leaves)

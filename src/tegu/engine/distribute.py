@@ -300,18 +300,18 @@ def surroundings() -> Ranks:
     Raises:
         InputError: these make no sense.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
     said = [os.environ.get(name, "") for name in names]
     if not (said[0] and said[1] and os.environ.get("MASTER_ADDR")):
         return ALONE
     try:
-        rank, world, local = (int(value or "0") for value in said)
-        if not 0 <= rank < world or local < 0:
+        rank, world, local, port = (int(value) for value in said)
+        if not 0 <= rank < world or local < 0 or not 0 < port < 1 << 16:
             raise ValueError
     except ValueError:
         raise InputError(
             ", ".join(f"{name}={value}" for name, value in zip(names, said, strict=True)),
-            "numbers from 0 up to the number of processes",
+            "a rank, the number of processes, the rank on this machine, and a port",
             "Start with torchrun, which sets them, or unset them.",
         ) from None
     return Ranks(rank, world, local, _job())

@@ -98,7 +98,7 @@ def evaluate(
     root = keys.key(seed, "evaluate", tasks.split)
     scores = torch.zeros(len(learners), episodes, dtype=torch.float64)
     own_scores: list[Tensor] = []  # of the first learner, for the progress
-    # Whole batches go to ranks in turn, so that each has the size, and the bits, it has on one.
+    # Whole batches go to ranks in turn: of the size they have on one, unless there are few.
     at_once = min(at_once, -(-episodes // ranks.world))
     began, some = time.monotonic(), next(iter(params.values()))
     for start in range(ranks.rank * at_once, episodes, ranks.world * at_once):

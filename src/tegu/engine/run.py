@@ -14,7 +14,7 @@ from typing import Any
 
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
 from tegu.errors import InputError
-from tegu.files import read_object, write_atomically
+from tegu.files import expanded, read_object, write_atomically
 
 try:
     import fcntl
@@ -48,6 +48,9 @@ class Run:
     classes: dict[str, int] | None = None
     _lines: list[str] = field(default_factory=list)
     _held: int | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder = expanded(self.folder)
 
     @property
     def checkpoint(self) -> Path:

@@ -31,7 +31,7 @@ from tegu.episodes import Episode
 from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
 from tegu.learners.learner import Learner
-from tegu.losses import check_classes, cross_entropy
+from tegu.losses import check_classes, cross_entropy, regresses, token_cross_entropy
 from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
@@ -59,6 +59,7 @@ class Progress:
         validation: latest validation figure, if any.
         commits: of tegu's checkout, all that have trained this run; none without a folder.
         peak_bytes: most memory that one of its processes has held, where known.
+        precision: of the passes through the model.
     """
 
     iteration: int
@@ -68,6 +69,7 @@ class Progress:
     validation: float | None = None
     commits: tuple[str, ...] = ()
     peak_bytes: int | None = None
+    precision: str = "fp32"
 
 
 @dataclass
@@ -141,6 +143,7 @@ class _Sitting:
         outer: the outer optimiser's state.
         report: how far the run has come.
         earlier: losses since the last report, from before the run was resumed.
+        logged: sum and number of the losses reported since the last row of the metrics.
     """
 
     settings: Settings
@@ -151,6 +154,7 @@ class _Sitting:
     outer: Params
     report: Progress
     earlier: list[float]
+    logged: list[float]
     losses: list[Tensor] = field(default_factory=list)
     signals: list[int] = field(default_factory=list)
 
@@ -194,7 +198,8 @@ class _Sitting:
             InputError: the loss is not finite.
         """
         report = self.report
-        report.loss = statistics.fmean(self.unreported())
+        losses = self.unreported()
+        report.loss = statistics.fmean(losses)
         if not math.isfinite(report.loss):
             raise shared(
                 InputError(
@@ -204,12 +209,14 @@ class _Sitting:
                 )
             )
         self.earlier, self.losses = [], []
+        total, count = self.logged[0] + math.fsum(losses), self.logged[1] + len(losses)
+        self.logged = [0.0, 0.0] if log else [total, count]
         if self.progress:
             self.progress(report)
         if self.run and log:
             self.run.log(
                 iteration=report.iteration,
-                loss=report.loss,
+                loss=total / count,
                 validation=report.validation,
                 seconds=report.seconds,
             )
@@ -236,6 +243,8 @@ class _Sitting:
             notes = {
                 "seconds": time.monotonic() - self.started,
                 "losses": self.unreported(),
+                "logged": self.logged,
+                "precision": self.report.precision,
                 "commits": self.report.commits,
                 "peak_bytes": self.report.peak_bytes,
             }
@@ -274,6 +283,17 @@ def _checked(learner: Learner, tasks: Tasks) -> Episode:
         )
     if learner.loss is cross_entropy:
         check_classes(one.support)
+    wanted = regresses(learner.loss), learner.loss is token_cross_entropy
+    (x, y, _), numbers = one.support, one.support.y.is_floating_point()
+    sequences = y.ndim == 3 and not (numbers or x.is_floating_point())
+    if (wanted[0] and not (numbers and y.ndim == 3)) or (wanted[1] and not sequences):
+        kind = "numbers, (S, D)" if wanted[0] else "sequences of tokens, (S, M)"
+        raise InputError(
+            f"tasks with targets of {y.dtype}, shape {tuple(y.shape[1:])}, for "
+            f"{type(learner).__name__} with the loss `{learner.loss.__name__}`",
+            f"targets that are {kind}",
+            "Pass other tasks, or a learner whose loss is that of these.",
+        )
     return one
 
 
@@ -288,6 +308,12 @@ def _sitting(
 ) -> _Sitting:
     """A run at its start, or where its checkpoint left it; on all ranks the same."""
     params = engine.learner.init()
+    if small := [k for k, v in params.items() if v.is_floating_point() and v.itemsize < 4]:
+        raise InputError(
+            f"'{small[0]}' in {params[small[0]].dtype}, in which small updates round to nothing",
+            "parameters in float32 or float64",
+            "Leave the model in float32 and choose precision='bf16' for the passes through it.",
+        )
     # Before the run's folder holds anything: what is refused now may be right the next time.
     drawn = _checked(engine.learner, tasks).support.x.device
     # Where the tasks are drawn, unless that is the processor.
@@ -298,43 +324,49 @@ def _sitting(
     def begin() -> tuple[list[Any], tuple[Params, ...]]:
         saved = run.open(resume=resume) if run else None
         if not (run and saved):
-            return [0, 0.0, [], [], None], start
+            return [0, 0.0, [], [], None, [0.0, 0.0], engine.precision], start
         if saved.recipe != run.digest():
             raise InputError(
                 f"{run.checkpoint} belongs to other settings",
                 "a checkpoint of this run",
                 "Choose another folder.",
             )
-        shapes = [{k: v.shape for k, v in one.items()} for one in (saved.params, start[0])]
-        if shapes[0] != shapes[1]:
+        kept = saved.params, saved.outer
+        own, other = (
+            [{k: (v.shape, v.dtype) for k, v in one.items()} for one in both]
+            for both in (kept, start)
+        )
+        if own != other:
             raise InputError(
                 f"{run.checkpoint} holds other parameters than this learner has",
                 "a checkpoint of the same model",
                 "Choose another folder.",
             )
         told = [saved.iteration, *_noted(saved.notes, run.checkpoint)]
-        return told, (saved.params, saved.outer)
+        return [*told, saved.notes.get("precision", engine.precision)], kept
 
-    (iteration, seconds, losses, commits, peak), found = ranks.from_first(begin)
+    told, found = ranks.from_first(begin)
+    iteration, seconds, losses, commits, peak, logged, precision = told
     # In the order of a start: sums round as their order has it, and a file has none.
     params, outer = (
         {k: one[k].to(device) for k in like} for one, like in zip(found, start, strict=True)
     )
     report = Progress(iteration, settings.meta_iterations, float("nan"), seconds)
-    report.commits, report.peak_bytes = tuple(commits), peak
+    report.commits, report.peak_bytes, report.precision = tuple(commits), peak, precision
     if not ranks.first:
         run = progress = None
-    return _Sitting(settings, run, progress, ranks, params, outer, report, losses)
+    return _Sitting(settings, run, progress, ranks, params, outer, report, losses, logged)
 
 
 def _noted(notes: dict[str, Any], file: Path) -> list[Any]:
-    """Seconds spent, losses not reported yet, commits and most memory, as a checkpoint has them."""
+    """Seconds, losses not reported, commits, most memory, losses not logged: of a checkpoint."""
     try:
         spent = float(notes.get("seconds", 0.0))
         losses = [float(loss) for loss in notes.get("losses", [])]
         commits = [str(commit) for commit in notes.get("commits", ["unknown"])]
         peak = notes.get("peak_bytes")
-        return [spent, losses, commits, None if peak is None else int(peak)]
+        total, count = (float(number) for number in notes.get("logged", (0.0, 0.0)))
+        return [spent, losses, commits, None if peak is None else int(peak), [total, count]]
     except (TypeError, ValueError, OverflowError) as failure:
         raise InputError(
             f"{file} with notes that are none of a run's ({failure})",
@@ -380,6 +412,8 @@ def meta_train(
         if run:
             stack.callback(run.close)
         now = _sitting(engine, tasks, settings, run, resume, progress, ranks)
+        if now.report.precision != engine.precision:  # "auto" as the run, or rank 0, has it
+            engine = engine.of(engine.learner, precision=now.report.precision)
         return _trained(engine, tasks, now, validate)
 
 
@@ -438,7 +472,7 @@ def _trained(
                 with part("checkpoint"):
                     now.keep()
             iterated()
-            if stop and not last:
+            if stop:  # after the last one too: what comes then is not wanted either
                 raise Interrupted(stop[0], report.iteration)
             if last:
                 break

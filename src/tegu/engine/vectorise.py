@@ -131,13 +131,13 @@ class Vectorised:
             for training in (True, False)
         }
 
-    def of(self, learner: Learner) -> Vectorised:
-        """Another learner under the same settings."""
+    def of(self, learner: Learner, *, precision: str = "") -> Vectorised:
+        """Another learner under the same settings, or in another precision."""
         return Vectorised(
             learner,
             vectorise=self._vectorise,
             compile=self.compile,
-            precision=self.precision,
+            precision=precision or self.precision,
             cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
             at_once=self.at_once,
@@ -398,7 +398,7 @@ class Vectorised:
     ) -> Any:
         """The fast way where it runs; where it never has, the slow one is there to fall back on."""
         alone = tasks == 1 and not self.compile  # has no use for vmap
-        with _memory_for(tasks):
+        with _memory_for(1 if self.loop else tasks):
             if self.loop or alone:
                 return slow(*args)
             if what in self._settled or not self._tries:
@@ -448,6 +448,12 @@ def _memory_for(tasks: int) -> Iterator[None]:
     except RuntimeError as failure:
         if not lacks_memory(failure):
             raise
+        if tasks == 1:
+            raise InputError(
+                "a task that does not fit the memory",
+                "a smaller model, or fewer examples",
+                "Lower model.width, train.n_query or the images' size.",
+            ) from failure
         raise InputError(
             f"{tasks} tasks side by side, which do not fit the memory",
             "fewer, or a smaller model",

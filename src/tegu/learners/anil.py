@@ -45,8 +45,9 @@ class Anil(Maml):
     of which mini-batches are taken behind the body.
 
     Reference:
-        arXiv:1909.09157. Differs from the paper: the features are computed once, which
-        changes no value as long as `inner_batch` is 0, its setting and the default.
+        arXiv:1909.09157. Differs from the paper: the outer loss is a mean over tasks; the
+        features are computed once, which changes no value as long as `inner_batch` is 0, its
+        setting and the default.
     """
 
     name: ClassVar[str] = "anil"

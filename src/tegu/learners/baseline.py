@@ -24,7 +24,7 @@ from tegu import keys
 from tegu.episodes import Examples
 from tegu.errors import check_range
 from tegu.inner import Params
-from tegu.learners.finetune import cycle
+from tegu.learners.finetune import cycle, row
 from tegu.learners.head import exact, members
 from tegu.learners.learner import State
 from tegu.learners.pretrained import Pretrained
@@ -108,7 +108,7 @@ class Baseline(Pretrained):
         """SGD with momentum, dampening and weight decay, as torch.optim has them."""
         batch = support._replace(x=state["features"])
         if "order" in state:
-            rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
+            rows = row(state["order"], index)
             batch = Examples(*(field[rows] for field in batch))
 
         def loss(weights: Params) -> Tensor:

@@ -25,7 +25,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn.functional import logsigmoid, one_hot
 
 from tegu import keys
@@ -177,7 +176,7 @@ class CausalGraph(Learner):
         for name in ("margin", "sparse", "acyclic"):
             check_range(name, getattr(self, name), 0)
         check_range("fitting", self.fitting, 0, 1, todo="Write 0.5, say.")
-        if not hasattr(self.model, "variables"):
+        if not (hasattr(self.model, "variables") and hasattr(self.model, "n_categories")):
             raise InputError(
                 f"{type(self.model).__name__} as the model of a causal graph",
                 "a network of each variable given any set of parents",
@@ -218,9 +217,7 @@ class CausalGraph(Learner):
 
     def likelihood(self, params: Params, x: Tensor, graphs: Tensor) -> Tensor:
         """Log-likelihood of each variable of each row: (S, k) and (G, k, k) to (G, S, k)."""
-        names = dict(self.model.named_parameters())
-        own = {name: p for name, p in params.items() if name in names}
-        out: Tensor = functional_call(self.model, own, (x, graphs))
+        out: Tensor = self.call("forward", params, x, graphs)
         return out
 
     def _scores(self, params: Params, examples: Examples, graphs: Tensor) -> Tensor:

@@ -180,6 +180,12 @@ class CausalTransfer(FineTune):
     ) -> tuple[Tensor, Tensor]:
         """Log-likelihoods of encoded pairs both ways: sum and mean over real rows, (2,) each."""
         each = self.forward({**params, **weights}, x, real)  # (S, 2)
+        if each.shape[-1] != 2:
+            raise InputError(
+                f"a model with {each.shape[-1]} outputs for causal-transfer",
+                "two, the log-likelihoods of both directions",
+                "Take tegu.models.CategoryPair or ExpertPair, or write such a network.",
+            )
         total = torch.where(real.unsqueeze(-1), each, 0).sum(0)
         return total, total / real.sum().clamp(min=1).to(each)
 

@@ -154,7 +154,7 @@ class FineTune(Learner):
         """The mini-batch of step `index`, which of its rows are real, and its loss's factor."""
         if "order" not in state:
             return support, support.mask, 1.0
-        rows = state["order"].index_select(0, index.reshape(1)).squeeze(0)
+        rows = row(state["order"], index)
         scale = len(rows) / self.inner_batch if self.summed and self.inner_batch else 1.0
         return Examples(*(field[rows] for field in support)), None, scale
 
@@ -183,3 +183,8 @@ def split(params: Params) -> tuple[Params, Params]:
     weights = {k: v for k, v in params.items() if not k.startswith("inner/")}
     inner = {k.removeprefix("inner/"): v for k, v in params.items() if k.startswith("inner/")}
     return weights, inner
+
+
+def row(values: Tensor, at: Tensor) -> Tensor:
+    """Row `at`, 0-d int64, of values (k, ...)."""
+    return values.index_select(0, at.reshape(1)).squeeze(0)

@@ -21,6 +21,8 @@ from tegu.learners.finetune import FineTune
 class Joint(FineTune):
     """Gradient descent on all examples of all tasks, then `FineTune` on each.
 
+    Meta-training takes no inner steps: the settings of those count on new tasks alone.
+
     Reference:
         The comparison in Finn et al. (2017), arXiv:1703.03400, section 5.1
         ("pretrained on all of the tasks"), and in Nichol et al. (2018).

@@ -29,7 +29,7 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
 from tegu.inner import Params
 from tegu.losses import Loss, cross_entropy, gaussian
-from tegu.models.norm import BatchNorm, converted, drops, layers, misled, statistics
+from tegu.models.norm import BatchNorm, foreign, layers, statistics, unbuffered
 
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
@@ -56,6 +56,12 @@ def recording() -> Iterator[Params]:
         yield seen
     finally:
         _recordings.open.pop()
+
+
+def count_weights(params: Params) -> int:
+    """Numbers in what is meta-learned, but for an optimiser's state and running statistics."""
+    beside = ("inner/", TRACKED)
+    return sum(value.numel() for name, value in params.items() if not name.startswith(beside))
 
 
 def record(seen: Params) -> None:
@@ -119,6 +125,13 @@ class Learner:
                 "statistics",
                 "support or transductive",
                 "Write normalisation=support, or take a learner by metric or closed form.",
+            )
+        bare = unbuffered(self.model)
+        if self.normalisation == "running" and bare:
+            raise InputError(
+                f"normalisation 'running' with the layer '{bare[0]}', which keeps no statistics",
+                "layers with running statistics, or another normalisation",
+                "Build it with track_running_stats=True, or write normalisation=support.",
             )
         if not any(p.requires_grad for p in self.model.parameters()):
             raise InputError(
@@ -321,8 +334,8 @@ class Learner:
                     raise untracked(name)
                 buffers[prefix + name] = params[prefix + TRACKED + name]
         inside = {name: p for name, p in params.items() if name in known}
-        foreign = bool(converted(module)) or misled(module) or drops(module)
-        with statistics("running" if running else "batch", mask, foreign=foreign, seen=seen):
+        source = "running" if running else "batch"
+        with statistics(source, mask, foreign=foreign(module), seen=seen):
             out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:
             for name in tracked:
@@ -332,15 +345,17 @@ class Learner:
                     record({TRACKED + name: told[_KINDS.index(kind)]})
         return out
 
-    def call(self, method: str, params: Params, *given: Any) -> Any:
-        """A method of the model under `params`, of which others than its own are left out.
+    def call(self, method: str | Callable[..., Any], params: Params, *given: Any) -> Any:
+        """A method of the model, or a function of it, under `params`.
 
-        As in `forward`, nothing is dropped at random, and nothing is normalised by a pass before.
+        Other parameters than the model's are left out. As in `forward`, nothing is dropped at
+        random, nothing is normalised by a pass before, and the model's buffers stay.
         """
         known = {name for name, _ in self.model.named_parameters()}
         inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        with statistics("batch", foreign=drops(self.model)):
-            return functional_call(_Method(self.model, method), inside, given)
+        buffers = {f"model.{name}": b.clone() for name, b in self.model.named_buffers()}
+        with statistics("batch", foreign=foreign(self.model)):
+            return functional_call(_Method(self.model, method), {**buffers, **inside}, given)
 
     def uses_statistics(self) -> bool:
         """Whether an answer depends on the other rows of its batch."""
@@ -380,14 +395,16 @@ def _member(model: nn.Module, name: str) -> Any:
 
 
 class _Method(nn.Module):
-    """A module whose forward is some method of a model."""
+    """A module whose forward is some method of a model, or a function of it."""
 
-    def __init__(self, model: nn.Module, method: str) -> None:
+    def __init__(self, model: nn.Module, method: str | Callable[..., Any]) -> None:
         super().__init__()
         self.model, self.method = model, method
 
     def forward(self, *given: Any) -> Any:
-        return getattr(self.model, self.method)(*given)
+        if isinstance(self.method, str):
+            return getattr(self.model, self.method)(*given)
+        return self.method(self.model, *given)
 
 
 class _Part(nn.Module):

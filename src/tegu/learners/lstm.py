@@ -22,6 +22,7 @@ from tegu.errors import check_range
 from tegu.inner import Params
 from tegu.learners.learner import State
 from tegu.learners.reader import Reader, Sequence
+from tegu.models.lstm import cell
 
 Pair = tuple[Tensor, Tensor]  # hidden state h and cell c
 
@@ -79,7 +80,7 @@ class Lstm(Reader):
             pairs.append(pair)
         last = given.mask.sum() - 1
         label = torch.cat([first, given.labels]).index_select(0, (last + 1)[None])
-        return {"pairs": tuple(pairs), "label": label[0]}, x
+        return {"pairs": tuple(pairs), "label": label[0]}, x if positions else x[:0]
 
     def ask(self, own: Params, state: State, examples: Tensor, unknown: Tensor) -> Tensor:
         x: Tensor = examples + state["label"]
@@ -103,10 +104,7 @@ class Lstm(Reader):
     def _step(self, own: Params, i: int, drive: Tensor, pair: Pair) -> Pair:
         """One step of layer i: the input's share of the gates (..., 4 H), and h and c."""
         h, c = pair
-        gates = drive + F.linear(h, own[f"{i}.back.weight"])
-        enter, forget, cell, leave = gates.chunk(4, -1)
-        c = forget.sigmoid() * c + enter.sigmoid() * cell.tanh()
-        return leave.sigmoid() * c.tanh(), c
+        return cell(drive + F.linear(h, own[f"{i}.back.weight"]), c)
 
 
 def driven(own: Params, i: int, x: Tensor) -> Tensor:

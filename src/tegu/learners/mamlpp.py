@@ -23,6 +23,7 @@ from torch import Tensor
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, check_range
 from tegu.inner import Params
+from tegu.learners.finetune import row
 from tegu.learners.learner import SCHEDULED, State
 from tegu.learners.maml import Maml, constant
 from tegu.models.norm import layers
@@ -49,7 +50,8 @@ class MamlPlusPlus(Maml):
     The other settings are those of `Maml`, with plain SGD as the only inner optimiser.
 
     Reference:
-        arXiv:1810.09502 and the code published with it. Differs from the paper: statistics
+        arXiv:1810.09502 and the code published with it. Differs from the paper: the outer loss is
+        a mean over tasks, as in the code; statistics
         of batch normalisation are not collected for each step, since every pass uses those
         of its own batch, as in the published code, where the collected ones are never read.
         Differs from the code: v_i falls to 0 in a straight line, without a floor of 0.03/k
@@ -142,7 +144,7 @@ class MamlPlusPlus(Maml):
         """Weights after step `index`, each by its own rate."""
         at = index.clamp(max=self.inner_steps - 1)
         moved = {
-            name: w - _row(params[RATES + name], at) * grads[name]
+            name: w - row(params[RATES + name], at) * grads[name]
             for name, w in state["weights"].items()
         }
         return moved, state["inner"]
@@ -151,7 +153,7 @@ class MamlPlusPlus(Maml):
         """Scales and shifts of batch normalisation in step `index`, (C,) each."""
         at = index.clamp(max=self.inner_steps - 1)
         later = {n.removeprefix(NORMS): p for n, p in params.items() if n.startswith(NORMS)}
-        return {n: _row(torch.cat([params[n][None], p]), at) for n, p in later.items()}
+        return {n: row(torch.cat([params[n][None], p]), at) for n, p in later.items()}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
         return super().predict({**params, **state["norms"]}, state, query, mask)
@@ -175,8 +177,3 @@ class MamlPlusPlus(Maml):
             state = self.step(params, state, support, torch.full((), number, device=key.device))
             losses.append(self.query_loss(params, state, query))
         return (v * torch.stack(losses)).sum()
-
-
-def _row(values: Tensor, at: Tensor) -> Tensor:
-    """Row `at`, 0-d int64, of values (k, ...)."""
-    return values.index_select(0, at.reshape(1)).squeeze(0)

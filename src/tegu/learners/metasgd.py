@@ -41,7 +41,8 @@ class MetaSgd(Maml):
         first_order: take the gradients of the support loss for constants in the outer
             gradient; rates are learned all the same.
 
-    The other settings are those of `Maml` but `carry`.
+    The other settings are those of `Maml` but `carry`; `inner_lr` counts where `initial` is
+    "same".
 
     Reference:
         arXiv:1707.09835. Differs from the paper: the outer loss is the mean over tasks,

@@ -4,7 +4,8 @@ Lake and Baroni (2023), Human-like systematic generalization through a meta-lear
 network, Nature 623:115-121, Methods. Meta-training over episodes whose words mean something
 else each time; an episode's study examples are read, and
 
-    loss = mean over queries, and study examples asked again, of -log p(output | query, study)
+    loss = mean over tokens of queries, and study examples asked again, of
+           -log p(token | tokens before it, query, study)
 
 Nothing is updated for a task: what it teaches is in the encoded examples.
 """
@@ -47,10 +48,11 @@ class Mlc(Learner):
 
     Reference:
         Nature 623:115-121 and the authors' code, brendenlake/MLC. Differs from them: as
-        `StudyTransformer` says; no dropout on attention weights or inside the feed-forward
-        pair; Adam with its usual betas and without weight decay, where theirs has 0.9 and 0.95
-        and an epoch of warming up. On SCAN the authors have another code and another network,
-        brendenlake/MLC-ML, whose encoder reads a query joined to one study example at a time.
+        `StudyTransformer` says; each episode's mean over tokens counts alike; no dropout on
+        attention weights or inside the feed-forward pair; Adam with its usual betas and without
+        weight decay, where theirs has 0.9 and 0.95 and an epoch of warming up. On SCAN
+        the authors have another code and another network, brendenlake/MLC-ML, whose encoder reads
+        a query joined to one study example at a time.
     """
 
     name: ClassVar[str] = "mlc"
@@ -66,11 +68,12 @@ class Mlc(Learner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if missing := [n for n in ("study", "answer", "generate") if not hasattr(self.model, n)]:
+        needed = "study", "answer", "generate", "n_inputs", "n_outputs"
+        if missing := [name for name in needed if not hasattr(self.model, name)]:
             raise InputError(
-                f"{type(self.model).__name__} without a method `{missing[0]}`",
+                f"{type(self.model).__name__} without `{missing[0]}`",
                 "a network that reads study examples, as tegu.models.StudyTransformer",
-                "Write model.name=study-transformer, or give your network that method.",
+                "Write model.name=study-transformer, or give your network that attribute.",
             )
         check_dropout(self.dropout)
         check_range("recall", self.recall, -1, todo="Write -1.")

@@ -76,6 +76,12 @@ class PFN(Learner):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("views", self.views, 1)
+        if missing := [n for n in ("n_way", "n_features") if not hasattr(self.model, n)]:
+            raise InputError(
+                f"{type(self.model).__name__} without `{missing[0]}`",
+                "a network that reads tables, as tegu.models.TableTransformer",
+                "Write model.name=table-transformer, or give your network that attribute.",
+            )
 
     @property
     def n_way(self) -> int:

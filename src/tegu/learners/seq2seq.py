@@ -18,8 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from tegu import keys
 from tegu.episodes import Episode, Examples
@@ -37,7 +36,7 @@ class MetaSeq2Seq(Learner):
     Args:
         model: `MemorySeq2Seq`; or `Seq2Seq`, which sees no support set and learns to
             answer as ordinary training would, for comparison.
-        rehearse: in training, support pairs are asked again as queries.
+        rehearse: in training, support pairs are asked again as queries, where there is a memory.
         beam: width of the search for the likeliest answer; 1 takes the likeliest
             token each time.
 
@@ -45,7 +44,7 @@ class MetaSeq2Seq(Learner):
         arXiv:1906.05381 and its published code: 10,000 updates of one episode each,
         Adam with 0.001 and from the middle on 0.0001, dropout 0.5. Differs from them:
         gradients are not clipped; a support command asked again has the dropout that it had in
-        memory; the step size falls as the recipe says.
+        memory; the step size falls as the recipe says; without memory no support pairs are asked.
     """
 
     name: ClassVar[str] = "seq2seq"
@@ -110,23 +109,13 @@ class MetaSeq2Seq(Learner):
         return self.loss(outputs, asked)
 
     def _run(self, params: Params, method: Any, *args: Any) -> Any:
-        """Calls a method of the network with these weights in it."""
-        inside = {f"net.{name}": p for name, p in params.items()}
-        return functional_call(_Call(self.model, method), inside, args)
+        """Calls a function of the network with these weights in it."""
+        return self.call(method, params, *args)
 
 
 def _rows(key: Tensor, half: Examples) -> Tensor:
     """A key for each row, whatever rows come after it."""
     return keys.fold(key, torch.arange(len(half.mask), device=key.device))
-
-
-class _Call(nn.Module):
-    def __init__(self, net: nn.Module, method: Any) -> None:
-        super().__init__()
-        self.net, self.method = net, method
-
-    def forward(self, *args: Any) -> Any:
-        return self.method(self.net, *args)
 
 
 def _joined(one: Examples, two: Examples) -> Examples:

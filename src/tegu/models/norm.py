@@ -34,6 +34,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from tegu.errors import InputError
 from tegu.models.convolution import per_task
 
 Seen = dict[int, tuple[Tensor, Tensor]]  # mean and variance, by the id of a buffer of means
@@ -125,7 +126,15 @@ def _moments(x: Tensor, mask: Tensor | None, *, channel: int) -> tuple[Tensor, T
     if mask is None:
         weight = torch.full((), x.shape[channel] / x.numel(), dtype=x.dtype, device=x.device)
     else:
-        weight = mask.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        folded, rest = divmod(len(x), len(mask))  # a model may fold other axes into that of rows
+        if rest:
+            raise InputError(
+                f"a layer of batch normalisation that sees {len(x)} rows of {len(mask)} examples",
+                "rows that belong to one example each",
+                "Let the model keep examples apart, or pass tasks without padding.",
+            )
+        rows = mask if folded == 1 else mask.repeat_interleave(folded)
+        weight = rows.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
         weight = weight / weight.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
     mean = _summed(x * weight, axes)
     # E (x - c)^2 - (mean - c)^2 is the variance for any constant c, and so are all its
@@ -275,6 +284,20 @@ def misled(model: nn.Module) -> bool:
 def converted(model: nn.Module) -> list[str]:
     """Names of the torch.nn.BatchNorm layers that `statistics` speaks for."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+
+
+def foreign(model: nn.Module) -> bool:
+    """Whether `statistics` has to speak for layers of torch's."""
+    return bool(converted(model)) or misled(model) or drops(model)
+
+
+def unbuffered(model: nn.Module) -> list[str]:
+    """Names of torch's layers of batch normalisation that keep no running statistics."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is None
+    ]
 
 
 def layers(model: nn.Module) -> list[str]:

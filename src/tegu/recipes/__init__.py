@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from tegu.errors import InputError, unknown
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-def load(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+def load(name: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe by name or by the path of a TOML file, with some settings replaced.
 
     Args:

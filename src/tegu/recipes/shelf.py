@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tegu.errors import InputError, unknown
+from tegu.files import expanded
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,10 +24,11 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
 
-def read(name: str) -> dict[str, Any]:
+def read(name: str | Path) -> dict[str, Any]:
     """What a recipe file says, unchecked, by name or by path, with its file's name as its own."""
+    name = str(name)
     if name.endswith(".toml"):
-        path = Path(name)
+        path = expanded(name)
         if not path.is_file():
             raise InputError(f"no file {name}", "a recipe in TOML", "Check the path.")
         if path.stat().st_size > LARGEST:

@@ -162,6 +162,11 @@ class Omniglot(Ink):
             )
         )
 
+    def protocol(self, split: str = "meta_test") -> dict[str, Any]:
+        rotated = self.rotations and self.partition.startswith("vinyals")
+        told = f"omniglot, {self.partition}{', rotated' if rotated else ''}"
+        return {**super().protocol(split), "data": told}
+
     def validated(self) -> str:
         has_none = self.partition != "vinyals"
         return self.validation or ("meta_train" if has_none else "meta_val")
