@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Files: where they lie, what is read of them, and writing whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def cache_folder() -> Path:
+    """Where downloads and decoded images are kept: `$XDG_CACHE_HOME/tegu`, else `~/.cache/tegu`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else expanded("~/.cache")) / "tegu"
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import lzma
-import os
 import re
 import tarfile
 import time
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tegu.errors import InputError
-from tegu.files import expanded, write_atomic
+from tegu.files import write_atomic
 
 _MAX_MEMBERS = 100_000
 _MAX_MEMBER = 2**16  # bytes
@@ -26,12 +25,6 @@ _TIMEOUT = 30.0  # seconds without an answer
 _PATIENCE = 600.0  # seconds for a whole download of _MAX_TOTAL
 _CHUNK = 2**18  # bytes
 TARS = (".tar.gz", ".tar.xz")
-
-
-def cache_folder() -> Path:
-    """Where downloads and decoded images are kept: `$XDG_CACHE_HOME/tegu`, else `~/.cache/tegu`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else expanded("~/.cache")) / "tegu"
 
 
 def read_members(

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tegu.datasets.archives import cache_folder, read_members, stamp
 from tegu.datasets.archives import download as fetch
+from tegu.datasets.archives import read_members, stamp
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened
 from tegu.datasets.omniglot import ENVIRONMENT_VARIABLE
 from tegu.datasets.splits import check_split
 from tegu.errors import InputError
-from tegu.files import expanded
+from tegu.files import cache_folder, expanded
 
 if TYPE_CHECKING:
     import numpy as np

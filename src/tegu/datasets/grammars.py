@@ -234,9 +234,9 @@ class Grammars:
             functions do; "gold": the grammar that people were taught, which is in none of
             these, with its words and symbols drawn anew and its study examples in random
             order; "human": the one episode that people saw, every time.
-        seed: of the whole sequence of episodes.
         n_support: study examples; 14 where the grammar is the people's.
         n_query: commands asked; 10 where the grammar is the people's.
+        seed: of the whole sequence of episodes.
         longest: words of a command and symbols of an output, at most.
         study: which commands are shown: "random", as in the paper; or "simple": each primitive
             alone and for the rest rather the shorter ones; or "taught", the plan of the human
@@ -257,10 +257,10 @@ class Grammars:
     """
 
     split: str = "meta_train"
-    seed: int = 0
-    _: KW_ONLY
     n_support: int = 14
     n_query: int = 10
+    seed: int = 0
+    _: KW_ONLY
     longest: int = 8
     study: str = "random"
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tegu.datasets.archives import cache_folder
 from tegu.datasets.classes import ClassDataset
-from tegu.files import write_atomic
+from tegu.files import cache_folder, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

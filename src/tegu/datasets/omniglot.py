@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tegu.datasets.archives import cache_folder, content_digest, read_members
+from tegu.datasets.archives import content_digest, read_members
 from tegu.datasets.archives import download as fetch
 from tegu.datasets.classes import ClassDataset
 from tegu.datasets.images import cached_tensors, opened, with_rotations
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, check_range, unknown
-from tegu.files import expanded
+from tegu.files import cache_folder, expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -51,9 +51,9 @@ class ScanStudy:
     Args:
         task: "add-jump", "around-right" or "length".
         split: "meta_train", "meta_val" (further draws of the same tasks) or "meta_test".
-        seed: of the whole sequence of episodes.
         n_support: study examples.
         n_query: commands asked.
+        seed: of the whole sequence of episodes.
         shown: actions in a study example, at most; 48 for any.
         permuted: share of episodes in which meanings change.
 
@@ -73,10 +73,10 @@ class ScanStudy:
 
     task: str = "add-jump"
     split: str = "meta_train"
-    seed: int = 0
-    _: KW_ONLY
     n_support: int = 10
     n_query: int = 10
+    seed: int = 0
+    _: KW_ONLY
     shown: int = 48
     permuted: float = 0.95
 

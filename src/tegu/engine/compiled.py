@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tegu.datasets.archives import cache_folder
 from tegu.engine.trees import like, map_tensors, names_of, tensors_of
+from tegu.files import cache_folder
 
 
 def can_compile() -> bool:

@@ -63,9 +63,9 @@ class Grammars(Source):
     def tasks(self, wanted: Wanted, data: ClassDataset | None = None) -> Tasks:
         return datasets.Grammars(
             self.test if wanted.split == "meta_test" else wanted.split,
+            wanted.n_shot,
+            wanted.n_query,
             wanted.seed,
-            n_support=wanted.n_shot,
-            n_query=wanted.n_query,
             longest=self.longest,
             study=self.study,
         )

@@ -56,9 +56,9 @@ class ScanStudy(Source):
         return datasets.ScanStudy(
             self.task,
             wanted.split,
+            wanted.n_shot,
+            wanted.n_query,
             wanted.seed,
-            n_support=wanted.n_shot,
-            n_query=wanted.n_query,
             shown=self.shown,
         )
 
