@@ -568,3 +568,21 @@ def test_accents_do_not_decide_on_the_split() -> None:
     for shares in ((1, 1, 1), (5, 1, 7)):
         division = Division(shares=shares)
         assert division.parts([composed, *others], sizes) == division.parts([apart, *others], sizes)
+
+
+def test_grey_of_twelve_bits_is_not_black(tmp_path: Path) -> None:
+    """A TIFF whose pixels reach 4095, written with 16 bits and marked with 12."""
+    pixels = np.full((9, 9), 4095, np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "x.tif")
+    data = bytearray((tmp_path / "x.tif").read_bytes())
+    at = data.index((258).to_bytes(2, "little") + (3).to_bytes(2, "little"))
+    assert int.from_bytes(data[at + 8 : at + 10], "little") == 16
+    form = Form(size=8, channels=1)
+    assert int(decode(tmp_path / "x.tif", form).max()) == 15
+    with Image.open(tmp_path / "x.tif") as opened:
+        opened.tag_v2[258] = (12,)
+        twelve = image_files._eight_bits(opened, 1, max(opened.tag_v2[258]))
+    assert np.asarray(twelve).min() == 255
+    Image.fromarray(np.full((9, 9), 70_000, np.int32)).save(tmp_path / "y.tif")
+    with pytest.raises(InputError, match="pixels of more than 16 bits"):
+        decode(tmp_path / "y.tif", form)

@@ -20,6 +20,7 @@ SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 LARGEST = 64_000_000  # pixels of an image, which Pillow holds in memory while it shrinks it
+BITS = 258  # the tag of a TIFF file for the bits of a pixel
 LARGEST_FILE = 256 << 20  # bytes
 FITS = ("crop", "pad", "stretch")
 
@@ -78,7 +79,8 @@ class Form:
                     # Decoded at an eighth of the size, say, where that will do.
                     mode, twice = "RGB" if self.channels == 3 else "L", 2 * self.size
                     opened.draft(mode, (twice, twice))
-                image = _eight_bits(ImageOps.exif_transpose(opened), self.channels)
+                bits = max(getattr(opened, "tag_v2", {}).get(BITS, (16,)))  # TIFF's own word
+                image = _eight_bits(ImageOps.exif_transpose(opened), self.channels, bits)
             return _pixels(_on_white(_square(image, self)), self)
         # Whatever a decoder raises, it is the file that is wrong: decoders of seven formats raise
         # a dozen types, from struct.error to Pillow's own.
@@ -91,18 +93,20 @@ class Form:
             ) from failure
 
 
-def _eight_bits(image: Image, channels: int) -> Image:
-    """In colour or grey, or in colour with transparency."""
+def _eight_bits(image: Image, channels: int, bits: int) -> Image:
+    """In colour or grey, or in colour with transparency; of grey pixels of so many bits."""
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("pixels that are floating-point numbers")
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
+        if bits > 16 or values.max() >= 1 << bits:
             raise ValueError("pixels of more than 16 bits")
-        # A grey image of 16 bits; Pillow would cut off all above 255.
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if values.min() < 0:
+            raise ValueError("pixels below 0")
+        # Pillow would cut off all above 255.
+        image = Image.fromarray((values >> max(0, bits - 8)).astype(np.uint8))
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image.convert("RGB" if channels == 3 else "L")
