@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import io
+import lzma
 import re
+import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import pytest
 
@@ -91,3 +95,29 @@ def test_an_answer_that_ends_early_is_not_kept(
     with pytest.raises(ConnectionError, match="4 bytes of 10"):
         download("https://example.org/x", tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_tar_whose_headers_unpack_to_too_much(kind: str, tmp_path: Path) -> None:
+    """A name of a gigabyte would be read whole before its member is looked at."""
+    head = tarfile.TarInfo("././@LongLink")
+    head.type, head.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    opened: Any = gzip.open if kind == "gz" else lzma.open
+    with opened(tmp_path / f"x.tar.{kind}", "wb") as file:
+        file.write(head.tobuf())
+        for _ in range(48):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"it unpacks to more than 4,194,304 bytes"):
+        read_members(tmp_path / f"x.tar.{kind}", WANTED, "", total=1 << 22)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_the_wanted_files_of_a_tar(kind: str, archive: Path) -> None:
+    with tarfile.open(archive.parent / f"part.tar.{kind}", f"w:{kind}") as packed:
+        packed.add(archive.with_suffix(""), "part")
+    found = read_members(archive.parent / f"part.tar.{kind}", WANTED, "")
+    assert found == {name: FILES[name] for name in ("part/a.txt", "part/b.txt")}

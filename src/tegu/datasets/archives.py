@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import lzma
@@ -131,10 +132,28 @@ def _zip_files(source: Path, wanted: re.Pattern[str], largest: int) -> Iterator[
                     yield member.filename, file.read(largest)
 
 
+class _Bounded:
+    """A file that ends with an error beyond its limit: tarfile reads long names and such whole."""
+
+    def __init__(self, file: gzip.GzipFile | lzma.LZMAFile, total: int) -> None:
+        self._file, self._total, self._left = file, total, total + _MAX_MEMBER
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise _too_much(self._total)
+        return data
+
+
 def _tar_files(
     source: Path, wanted: re.Pattern[str], largest: int, total: int
 ) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(source, "r:*") as archive:
+    unpacked = gzip.open if source.name.endswith(".gz") else lzma.open
+    with (
+        unpacked(source) as packed,
+        tarfile.open(fileobj=_Bounded(packed, total), mode="r|") as archive,  # type: ignore[call-overload]
+    ):
         for number, member in enumerate(archive):
             # What is skipped is unpacked too, so it counts.
             if member.offset_data + member.size > total:
