@@ -430,6 +430,7 @@ def test_commands_that_no_two_processes_share(
 ) -> None:
     """Told once, by the first of them."""
     there = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "localhost"}
+    there["MASTER_PORT"] = "29500"
     for name, value in there.items():
         monkeypatch.setenv(name, value)
     assert main(["recipes"]) == 2

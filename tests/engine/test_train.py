@@ -501,7 +501,7 @@ def test_reports(tasks: FewShotTasks) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"meta_iterations": 0}, r"meta_iterations is 0; expected at least 1\. Change"),
+        ({"meta_iterations": 0}, r"meta_iterations is 0; expected at least 1\. Raise"),
         ({"meta_batch": 0}, r"meta_batch is 0; expected at least 1"),
         ({"validate_every": -1}, r"validate_every is -1; expected at least 0"),
         ({"outer_lr": -0.1}, r"outer_lr is -0\.1; expected at least 0"),

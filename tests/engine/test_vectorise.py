@@ -485,5 +485,5 @@ def test_a_meta_batch_in_parts_gives_the_same_update(
 
 
 def test_fewer_than_no_tasks_at_once() -> None:
-    with pytest.raises(InputError, match=r"at_once is -1; expected 0 for all tasks"):
+    with pytest.raises(InputError, match=r"at_once is -1; expected at least 0"):
         Vectorised(learner_of(Mlp(6, 3)), at_once=-1)

@@ -205,9 +205,10 @@ def test_the_answer_that_most_views_have_is_taken() -> None:
     """Three views of one query: tokens a END x, a END y, b END z; what follows END is no answer."""
     a, b = WORDS, WORDS + 1
     tokens = torch.tensor([[[b, END, 0]], [[a, END, 1]], [[a, END, 2]]])
-    scores = F.one_hot(tokens, 5).double() * 3
-    assert torch.equal(agreed(scores), scores[1])
-    assert torch.equal(agreed(scores[:1]), scores[0])
+    scores = F.one_hot(tokens, 5).double() * torch.tensor([5.0, 3.0, 2.0])[:, None, None, None]
+    assert torch.equal(agreed(scores), scores[1]), "two views of three, the surer of both"
+    assert torch.equal(agreed(scores[:2]), scores[0]), "one view each: the surer"
+    assert torch.equal(agreed(scores[1:2]), scores[1])
 
 
 def test_views_are_other_names_of_one_task(episodes: Episode) -> None:

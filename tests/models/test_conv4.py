@@ -43,7 +43,7 @@ def test_features_of_the_last_layers(pool: bool) -> None:
     assert torch.equal(found, torch.cat(parts, 1))
     assert found.shape == (2, model.feature_width)
     assert model(x).shape == (2, 5)
-    with pytest.raises(InputError, match="last is 5; expected 1 to 4 layers"):
+    with pytest.raises(InputError, match="last is 5; expected 1 to 4"):
         Conv4(5, last=5)
 
 

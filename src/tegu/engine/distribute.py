@@ -305,7 +305,7 @@ def surroundings() -> Ranks:
     if not (said[0] and said[1] and os.environ.get("MASTER_ADDR")):
         return ALONE
     try:
-        rank, world, local, port = (int(value) for value in said)
+        rank, world, local, port = (int(value or "0") for value in said)
         if not 0 <= rank < world or local < 0 or not 0 < port < 1 << 16:
             raise ValueError
     except ValueError:

@@ -134,12 +134,15 @@ class Mlc(Learner):
 def agreed(scores: Tensor) -> Tensor:
     """Scores (Q, M, N) of one view of (V, Q, M, N): whose answer most views have, query by query.
 
-    An answer is the likeliest tokens up to their END. Of equals the first.
+    An answer is the likeliest tokens up to their END. Of those with as many views the one that
+    a view is surest of.
     """
-    tokens = scores.argmax(-1)
-    done = (tokens == END).cumsum(-1) > 0
-    tokens = tokens.masked_fill(done, END)
-    votes = (tokens[:, None] == tokens[None]).all(-1).sum(1)  # (V, Q)
+    likely, tokens = scores.log_softmax(-1).max(-1)
+    ends = tokens == END
+    tokens = tokens.masked_fill(ends.cumsum(-1) > 0, END)
+    said = ends.cumsum(-1) - ends.long() == 0  # up to the first END, and that too
+    sure = (likely * said).sum(-1).exp()  # (V, Q), 1 at most
+    votes = (tokens[:, None] == tokens[None]).all(-1).sum(1) + sure / 2
     at = votes.argmax(0)[None, :, None, None].expand(1, *scores.shape[1:])
     return scores.gather(0, at)[0]
 
