@@ -361,9 +361,12 @@ def test_the_examples_of_the_help_are_understood(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is parsed and its settings are taken; what it would run is not."""
-    from tegu import cli, commands
+    from tegu import arguments as taking
+    from tegu import commands
 
-    examples = [line.split()[1:] for line in cli.EPILOG.splitlines() if line.startswith("  tegu ")]
+    examples = [
+        line.split()[1:] for line in taking.EPILOG.splitlines() if line.startswith("  tegu ")
+    ]
     assert len(examples) >= 8
     written = [words for words in commands_of_documents() if words[0] in COMMANDS]
     assert len(written) >= 40

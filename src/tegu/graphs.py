@@ -168,8 +168,7 @@ def discretised(table: Any, usual: Any = None, *, bins: int = 3) -> Tensor:
         [1, 1, 0]
     """
     try:
-        values = torch.as_tensor(table if isinstance(table, Tensor) else np.asarray(table))
-        values = values.to(torch.float64)
+        values = _tensor(table).to(torch.float64)
     except (TypeError, ValueError, RuntimeError) as failure:
         raise InputTypeError(
             f"a table that is a {type(table).__name__} without numbers throughout",
@@ -210,6 +209,11 @@ def discretised(table: Any, usual: Any = None, *, bins: int = 3) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def _tensor(given: Any) -> Tensor:
+    """Arrays, lists and frames as a tensor."""
+    return given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+
+
 def recover(
     table: Any,
     environments: Any,
@@ -243,9 +247,7 @@ def recover(
             or an environment with fewer than 30 rows.
     """
     try:
-        labels = torch.as_tensor(
-            environments if isinstance(environments, Tensor) else np.asarray(environments)
-        )
+        labels = _tensor(environments)
     except TypeError as failure:
         raise InputTypeError(
             f"environments that are a {type(environments).__name__} of no numbers",

@@ -50,13 +50,14 @@ class Job:
     n_classes: int = 0
 
     def __post_init__(self) -> None:
-        if self.data_dir is not None:  # a text, perhaps
-            object.__setattr__(self, "data_dir", expanded(self.data_dir))
         self._check_pair()
-        if self.data_dir is not None and not self.data_dir.is_dir():
-            raise InputError(
-                f"no folder {self.data_dir}", "a folder with data sets", "Check --data-dir."
-            )
+        if self.data_dir is not None:
+            folder = expanded(self.data_dir)
+            if not folder.is_dir():
+                raise InputError(
+                    f"no folder {folder}", "a folder with data sets", "Check --data-dir."
+                )
+            object.__setattr__(self, "data_dir", folder)
         self.ranks.place(self.recipe.engine.device)
         try:
             # "meta" holds no numbers, and "mps" none of 64 bits.

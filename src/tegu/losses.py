@@ -182,3 +182,27 @@ def measure_of(loss: Loss) -> Measure:
     """The measure with that loss; that of classes for a loss of your own."""
     found = (one for one in MEASURES.values() if one.loss is loss)
     return next(found, MEASURES["classes"])
+
+
+def check_targets(loss: Loss, target: Examples) -> None:
+    """Refuses a batch of examples whose targets are not those of a loss; any for one of your own.
+
+    Raises:
+        InputError: they are of another kind.
+    """
+    numbers, axes = target.y.is_floating_point(), target.y.ndim - 1  # of each episode
+    if loss is cross_entropy:
+        check_classes(target)
+    elif regresses(loss) and not (numbers and axes == 2):
+        raise _misfit(loss, target, "numbers, (S, D)")
+    elif loss is token_cross_entropy and (numbers or target.x.is_floating_point() or axes != 2):
+        raise _misfit(loss, target, "sequences of tokens, (S, M)")
+
+
+def _misfit(loss: Loss, target: Examples, wanted: str) -> InputError:
+    return InputError(
+        f"targets of {target.y.dtype}, shape {tuple(target.y.shape[1:])}, for the loss "
+        f"`{loss.__name__}`",
+        f"targets that are {wanted}",
+        "Pass other tasks, or a learner whose loss is that of these.",
+    )

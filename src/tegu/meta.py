@@ -260,7 +260,7 @@ def meta_train(
 
     Raises:
         InputError: tasks that the learner cannot learn, or a folder of something else.
-        tegu.engine.train.Interrupted: Ctrl-C or SIGTERM, where there is a `run`: it holds a
+        tegu.engine.stops.Interrupted: Ctrl-C or SIGTERM, where there is a `run`: it holds a
             checkpoint, and `resume=True` goes on. A `KeyboardInterrupt`.
 
     Example:

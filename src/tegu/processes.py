@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tegu.engine.train import Interrupted
+from tegu.engine.stops import Interrupted
 from tegu.errors import InputError
 
 

@@ -24,12 +24,12 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.checkpoint import load_checkpoint, save_checkpoint
 from tegu.engine.run import Run, read_metrics
+from tegu.engine.stops import stop_signals
 from tegu.engine.train import (
     BLOCK,
     Interrupted,
     Progress,
     Settings,
-    _stop_signals,
     meta_train,
 )
 from tegu.engine.vectorise import Vectorised
@@ -209,7 +209,7 @@ def test_a_learner_is_told_how_far_meta_training_is(
 
 def test_a_second_signal_among_ranks_is_only_noted() -> None:
     seen: list[int] = []
-    with _stop_signals(seen, alone=False):
+    with stop_signals(seen, alone=False):
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)
     assert seen == [signal.SIGINT] * 2
@@ -739,5 +739,7 @@ def test_a_run_of_another_dtype_is_not_gone_on_with(tasks: FewShotTasks, tmp_pat
 
 def test_tasks_whose_targets_are_not_the_learner_s(tasks: FewShotTasks) -> None:
     regression = Vectorised(Reptile(model=Mlp(6, 2, hidden=(8,)), loss=gaussian))
-    with pytest.raises(InputError, match=r"tasks with targets of torch\.int64, shape \(6,\)"):
+    with pytest.raises(
+        InputError, match=r"targets of torch\.int64, shape \(6,\), for the loss `gaussian`"
+    ):
         meta_train(regression, tasks, Settings(1, 1))

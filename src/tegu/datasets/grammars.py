@@ -29,6 +29,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -357,11 +358,11 @@ class Grammars:
 
         study: list[Sequence] = [(word,) for word in primitives]
         for function in grammar.functions:
-            study += some(lambda f=function: one_of(f), 2)  # type: ignore[misc]
+            study += some(partial(one_of, function), 2)
         del study[self.n_support :]
-        study += some(lambda: composed(False), self.n_support - len(study))
+        study += some(partial(composed, False), self.n_support - len(study))
         study = [study[i] for i in _shuffled(list(range(len(study))), draw)]
-        asked = some(lambda: composed(True), self.n_query)
+        asked = some(partial(composed, True), self.n_query)
         if len(study) < self.n_support or len(asked) < self.n_query:
             return []
         return [(command, grammar.interpret(command) or ()) for command in (*study, *asked)]

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import signal
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,24 +21,16 @@ from tegu.engine.checkpoint import Checkpoint, save_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
 from tegu.engine.profile import iterated, part
 from tegu.engine.run import Run
+from tegu.engine.stops import STOPS, Interrupted, stop_signals
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
 from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
 from tegu.learners.learner import Learner
-from tegu.losses import check_classes, cross_entropy, regresses, token_cross_entropy
+from tegu.losses import check_targets
 from tegu.sampling import Tasks
 
 OUTER_SCHEDULES = ("linear", "cosine")
-STOPS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, has saved a checkpoint, and can be resumed."""
-
-    def __init__(self, signum: int, iteration: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after iteration {iteration}")
-        self.signum, self.iteration = signum, iteration
 
 
 @dataclass
@@ -281,19 +268,7 @@ def _checked(learner: Learner, tasks: Tasks) -> Episode:
             "queries, which it meta-learns from",
             "Pass tasks with n_query=5, say.",
         )
-    if learner.loss is cross_entropy:
-        check_classes(one.support)
-    wanted = regresses(learner.loss), learner.loss is token_cross_entropy
-    (x, y, _), numbers = one.support, one.support.y.is_floating_point()
-    sequences = y.ndim == 3 and not (numbers or x.is_floating_point())
-    if (wanted[0] and not (numbers and y.ndim == 3)) or (wanted[1] and not sequences):
-        kind = "numbers, (S, D)" if wanted[0] else "sequences of tokens, (S, M)"
-        raise InputError(
-            f"tasks with targets of {y.dtype}, shape {tuple(y.shape[1:])}, for "
-            f"{type(learner).__name__} with the loss `{learner.loss.__name__}`",
-            f"targets that are {kind}",
-            "Pass other tasks, or a learner whose loss is that of these.",
-        )
+    check_targets(learner.loss, one.support)
     return one
 
 
@@ -431,9 +406,7 @@ def _trained(
     meets = {"others": meeting} if ranks.world > 1 else {}
     # Without a folder there is nothing to save before the end, and Ctrl-C is Python's own.
     with (
-        _stop_signals(now.signals, alone=not meets)
-        if now.run or meets
-        else contextlib.nullcontext()
+        stop_signals(now.signals, alone=not meets) if now.run or meets else contextlib.nullcontext()
     ):
         drawn = batches(
             tasks,
@@ -477,33 +450,3 @@ def _trained(
             if last:
                 break
     return now.params, report
-
-
-@contextmanager
-def _stop_signals(seen: list[int], *, alone: bool) -> Iterator[None]:
-    """Collects SIGINT and SIGTERM, so that an iteration is never torn apart; a second ends it.
-
-    An iteration can be minutes long, where it compiles. Whoever cannot wait goes on from the last
-    checkpoint. Not so among ranks: torchrun passes on what a terminal has sent them already.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def told(signum: int, _frame: object) -> None:
-        if seen and alone:
-            raise KeyboardInterrupt
-        seen.append(signum)
-        if sys.stderr is not None and sys.stderr.isatty():  # print is not for use in here
-            os.write(2, b"\nstops after this meta-iteration; once more stops at once\n")
-
-    handlers = {}
-    for signum in STOPS:
-        # A handler in C could not be put back afterwards.
-        if signal.getsignal(signum) is not None:
-            handlers[signum] = signal.signal(signum, told)
-    try:
-        yield
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)

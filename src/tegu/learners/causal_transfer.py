@@ -184,7 +184,7 @@ class CausalTransfer(FineTune):
             raise InputError(
                 f"a model with {each.shape[-1]} outputs for causal-transfer",
                 "two, the log-likelihoods of both directions",
-                "Take tegu.models.CategoryPair or ExpertPair, or write such a network.",
+                "Take tegu.models.category_pair, mixture_pair or ExpertPair.",
             )
         total = torch.where(real.unsqueeze(-1), each, 0).sum(0)
         return total, total / real.sum().clamp(min=1).to(each)

@@ -74,7 +74,7 @@ class MetaSeq2Seq(Learner):
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         if not isinstance(self.model, MemorySeq2Seq):
             return {"real": support.mask}
-        memory = self._run(params, MemorySeq2Seq.memorise, *support)
+        memory = self.call("memorise", params, *support)
         return {"key": memory.key, "value": memory.value, "real": memory.real}
 
     def predict(self, params: Params, state: State, query: Tensor, mask: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class MetaSeq2Seq(Learner):
                 context = net.recall(context, Memory(state["key"], state["value"], state["real"]))
             return net.greedy(context) if self.beam == 1 else net.beam(context, self.beam)
 
-        out: Tensor = self._run(params, answer)
+        out: Tensor = self.call(answer, params)
         return out
 
     def outer_loss(self, params: Params, episode: Episode, key: Tensor) -> Tensor:
@@ -105,12 +105,8 @@ class MetaSeq2Seq(Learner):
                 asked, rows = query, others
             return net.told(net.recall(context, memory), asked.y, keys.fold(rows, 1)), asked
 
-        outputs, asked = self._run(params, told)
+        outputs, asked = self.call(told, params)
         return self.loss(outputs, asked)
-
-    def _run(self, params: Params, method: Any, *args: Any) -> Any:
-        """Calls a function of the network with these weights in it."""
-        return self.call(method, params, *args)
 
 
 def _rows(key: Tensor, half: Examples) -> Tensor:
