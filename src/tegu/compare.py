@@ -46,6 +46,7 @@ from tegu.processes import apart
 from tegu.recipes import Recipe
 from tegu.sources import SOURCES
 
+LEAST = 1.0  # seconds for the timings of one size of a task
 POINTS = 8  # of the curve of accuracy, at doubling shares of the seconds
 BLOCK = 10  # test tasks side by side, between looks at the clock
 REPEATS = 12  # timings of one task at most, after one that does not count
@@ -139,7 +140,7 @@ def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None)
     engine = one.engine(one.judge(one.recipe.evaluate.cells[0]), steps=0)
     text = written(recipes.starting(learner, data))
     episode = _episode(one)
-    share = max(1.0, budget.seconds / 2 / (len(SIZES) + len(LENGTHS)))
+    share = max(LEAST, budget.seconds / 2 / (len(SIZES) + len(LENGTHS)))
     adapt_ms, answer_ms, size = cost(engine, params, episode, seconds=share)
     return {
         "curve": [(seconds, iteration, vars(result)) for seconds, iteration, result in curve],
