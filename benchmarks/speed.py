@@ -39,6 +39,7 @@ from tegu.errors import InputError, unknown
 COMMAND = (
     "python benchmarks/speed.py --data-dir DATA --rounds {rounds} --seconds {seconds:g}{there}"
 )
+ONLY = " --only "
 NOTHING: dict[str, Any] = dict.fromkeys(report.TIMING)
 ORIGIN = ("commit", "versions", "hardware")
 
@@ -61,7 +62,11 @@ def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     peak = [document["training"]["peak_bytes"] for document in (old, new)]
     training = {**new["training"], "peak_bytes": max(peak) if all(peak) else None}
     cells = {_name(one): one for document in (old, new) for one in document["cells"]}
-    return {**new, "training": training, "cells": list(cells.values())}
+    command, _, rows = new["command"].partition(ONLY)
+    before = old["command"].partition(ONLY)[2]
+    if rows and before:
+        command += ONLY + " ".join(dict.fromkeys([*before.split(), *rows.split()]))
+    return {**new, "command": command, "training": training, "cells": list(cells.values())}
 
 
 def _name(cell: dict[str, Any]) -> Any:
@@ -110,22 +115,25 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
     return cells
 
 
-def document(name: str, cells: list[dict[str, Any]], setup: Setup) -> dict[str, Any]:
+def document(
+    name: str, cells: list[dict[str, Any]], setup: Setup, only: Sequence[str] = ()
+) -> dict[str, Any]:
     training = {"seconds": None, "meta_iterations": None, "peak_bytes": origin.peak_bytes()}
     there = "" if setup.device == "cpu" else f" --device {setup.device}"
+    command = COMMAND.format(rounds=setup.rounds, seconds=setup.seconds, there=there)
     return report.result_document(
         name=name,
-        command=COMMAND.format(rounds=setup.rounds, seconds=setup.seconds, there=there),
+        command=command + ONLY + " ".join(only) if only else command,
         seed=0,
         training=training,
         cells=cells,
     )
 
 
-def keep(path: Path, name: str, cells: list[dict[str, Any]], setup: Setup, *, whole: bool) -> None:
-    """Writes a result, with the other rows that the file had."""
-    old = json.loads(path.read_text()) if path.is_file() and not whole else None
-    report.write_result(path, merged(old, document(name, cells, setup)))
+def keep(path: Path, cells: list[dict[str, Any]], setup: Setup, only: Sequence[str]) -> None:
+    """Writes a result; where only some rows were run, with the others that the file had."""
+    old = json.loads(path.read_text()) if path.is_file() and only else None
+    report.write_result(path, merged(old, document(path.stem, cells, setup, only)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -178,11 +186,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)
             beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
-            keep(arguments.output, arguments.output.stem, cells, setup, whole=not arguments.only)
+            keep(arguments.output, cells, setup, arguments.only or ())
             if held:
-                keep(
-                    beside, f"{arguments.output.stem}-memory", held, setup, whole=not arguments.only
-                )
+                keep(beside, held, setup, arguments.only or ())
         print(f"  {time.monotonic() - started:.0f} s", flush=True)
 
 

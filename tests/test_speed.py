@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def test_rows_are_kept_and_replaced(
     again = json.loads(output.read_text())["cells"]
     assert [cell["rival"] for cell in again] == ["nobody"] * 3
     assert again[:2] == made["cells"][:2]
+    assert json.loads(output.read_text())["command"] == made["command"]
     with pytest.raises(InputError, match="unknown row 'three'"):
         speed.main([*words, "--only", "three"])
     other = {**made, "commit": "0" * 40}
@@ -68,6 +70,20 @@ def test_rows_are_kept_and_replaced(
     with pytest.raises(InputError, match="whose commit differ"):
         speed.main([*words, "--only", "two"])
     assert json.loads(output.read_text()) == other
+
+
+def test_a_result_of_some_rows_says_which(
+    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed.Setup, "limits", {"fp32": 1e9, "bf16": 1e9})
+    row = partial(contest, speed)
+    monkeypatch.setattr(
+        speed, "ROWS", {name: lambda _, name=name: iter([row(name)]) for name in ("one", "two")}
+    )
+    output = tmp_path / "some.json"
+    for only, said in (("two", " --only two"), ("one", " --only two one"), ("two", " two one")):
+        speed.main(["--output", str(output), "--rounds", "3", "--seconds", "0.1", "--only", only])
+        assert json.loads(output.read_text())["command"].endswith(said)
 
 
 def test_a_wrong_answer_is_not_timed() -> None:

@@ -91,7 +91,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
             if name == "evaluate"
             else "replace a setting of the recipe; may be repeated",
         )
-        one.add_argument("--data-dir", type=expanded, metavar="DIR", help=DATA_DIR)
+        _path(one, "--data-dir", "DIR", DATA_DIR)
         one.add_argument("--threads", metavar="N", help="processor threads to use")
     _quickstart(made["quickstart"])
     _train(made["train"])
@@ -104,7 +104,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     _causal(made["causal"])
     _pack(made["pack"])
     made["recipes"].add_argument("recipe", nargs="?", metavar="RECIPE", help="show this one")
-    made["info"].add_argument("run", type=expanded, metavar="RUN", help="folder of a run")
+    _path(made["info"], "run", "RUN", "folder of a run")
     return parser
 
 
@@ -113,22 +113,13 @@ RESUME = "go on from the run's checkpoint"
 
 def _quickstart(one: argparse.ArgumentParser) -> None:
     one.add_argument("--resume", action="store_true", help=RESUME)
-    one.add_argument(
-        "--run",
-        type=expanded,
-        metavar="DIR",
-        help="folder to write to (default: a new one in runs/)",
-    )
-    one.add_argument(
-        "--output", type=expanded, metavar="FILE", help="result file (default: in that folder)"
-    )
+    _path(one, "--run", "DIR", "folder to write to (default: a new one in runs/)")
+    _path(one, "--output", "FILE", "result file (default: in that folder)")
 
 
 def _resumed(one: argparse.ArgumentParser) -> None:
     """Adds where a run is kept, and whether to go on with it."""
-    one.add_argument(
-        "--run", type=expanded, metavar="DIR", help="folder of the run (default: runs/RECIPE)"
-    )
+    _path(one, "--run", "DIR", "folder of the run (default: runs/RECIPE)")
     one.add_argument("--resume", action="store_true", help=RESUME)
 
 
@@ -160,33 +151,28 @@ def _train(one: argparse.ArgumentParser) -> None:
 def _reproduce(one: argparse.ArgumentParser) -> None:
     _resumed(one)
     one.add_argument("recipe", metavar="RECIPE", help="see `tegu recipes`")
-    one.add_argument(
+    _path(
+        one,
         "--output",
-        type=expanded,
-        metavar="FILE",
-        help="result file (default: benchmarks/results/RECIPE.json where that folder exists, "
+        "FILE",
+        "result file (default: benchmarks/results/RECIPE.json where that folder exists, "
         "else in the run)",
     )
 
 
 def _evaluate(one: argparse.ArgumentParser) -> None:
-    one.add_argument("run", type=expanded, metavar="RUN", help="folder of a run")
+    _path(one, "run", "RUN", "folder of a run")
     one.add_argument("--episodes", metavar="N", help="unseen tasks for each figure")
-    one.add_argument(
-        "--output",
-        type=expanded,
-        metavar="FILE",
-        help="result file (default: evaluation.json in the run)",
-    )
+    _path(one, "--output", "FILE", "result file (default: evaluation.json in the run)")
 
 
 def _predict(one: argparse.ArgumentParser) -> None:
-    one.add_argument("run", type=expanded, metavar="RUN", help="folder of a run on data of yours")
-    one.add_argument(
+    _path(one, "run", "RUN", "folder of a run on data of yours")
+    _path(
+        one,
         "task",
-        type=expanded,
-        metavar="TASK",
-        help="a few examples of each class: a folder with a sub-folder for each, or a table of "
+        "TASK",
+        "a few examples of each class: a folder with a sub-folder for each, or a table of "
         "texts and labels; or a task that --save kept",
     )
     one.add_argument(
@@ -196,9 +182,7 @@ def _predict(one: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what to name; for texts, a file with one in each line",
     )
-    one.add_argument(
-        "--save", type=expanded, metavar="FILE", help="keep the task in FILE.safetensors"
-    )
+    _path(one, "--save", "FILE", "keep the task in FILE.safetensors")
     _defaulted(one, ("--device", str, "cpu", "cpu or cuda"))
 
 
@@ -211,9 +195,7 @@ def _bench(one: argparse.ArgumentParser) -> None:
         help="name, or a TOML file (default: reptile-glyphs, which needs no data)",
     )
     _defaulted(one, ("--seconds", float, 20.0, "of timing, about"))
-    one.add_argument(
-        "--output", type=expanded, metavar="FILE", help="result file (default: none is written)"
-    )
+    _path(one, "--output", "FILE", "result file (default: none is written)")
 
 
 def _leaderboard(one: argparse.ArgumentParser) -> None:
@@ -241,6 +223,11 @@ def seed(text: str) -> int:
     return value
 
 
+def _path(one: argparse.ArgumentParser, name: str, metavar: str, text: str) -> None:
+    """Adds a file or folder; `~` is the user's."""
+    one.add_argument(name, type=expanded, metavar=metavar, help=text)
+
+
 def _defaulted(
     one: argparse.ArgumentParser, *flags: tuple[str, Callable[[str], Any], Any, str]
 ) -> None:
@@ -252,26 +239,19 @@ def _defaulted(
 
 def _places(one: argparse.ArgumentParser, folder: str, result: str) -> None:
     """Adds where a comparison of learners reads data, keeps entries and writes its result."""
-    one.add_argument("--data-dir", type=expanded, metavar="DIR", help=DATA_DIR)
-    one.add_argument(
-        "--run", type=expanded, metavar="DIR", help=f"folder of entries (default: runs/{folder})"
-    )
-    one.add_argument(
+    _path(one, "--data-dir", "DIR", DATA_DIR)
+    _path(one, "--run", "DIR", f"folder of entries (default: runs/{folder})")
+    _path(
+        one,
         "--output",
-        type=expanded,
-        metavar="FILE",
-        help=f"result file (default: benchmarks/results/{result}.json where that folder exists, "
+        "FILE",
+        f"result file (default: benchmarks/results/{result}.json where that folder exists, "
         "else in the folder of entries)",
     )
 
 
 def _causal(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "file",
-        type=expanded,
-        metavar="FILE",
-        help="columns between commas, tabs, semicolons or blanks",
-    )
+    _path(one, "file", "FILE", "columns between commas, tabs, semicolons or blanks")
     _defaulted(one, ("--seed", seed, 0, "seed of everything random"))
     one.add_argument(
         "--kind",
@@ -303,22 +283,14 @@ def _causal(one: argparse.ArgumentParser) -> None:
         help="label of the rows without an intervention, for three columns or more "
         "(default: that of the first row)",
     )
-    one.add_argument(
-        "--output",
-        type=expanded,
-        metavar="FILE",
-        help="picture of the belief (default: FILE-belief.png in this folder)",
+    _path(
+        one, "--output", "FILE", "picture of the belief (default: FILE-belief.png in this folder)"
     )
 
 
 def _pack(one: argparse.ArgumentParser) -> None:
-    one.add_argument(
-        "folder",
-        type=expanded,
-        metavar="FOLDER",
-        help="one sub-folder for each class, images in it",
-    )
-    one.add_argument("out", type=expanded, metavar="OUT", help="folder to write, not there yet")
+    _path(one, "folder", "FOLDER", "one sub-folder for each class, images in it")
+    _path(one, "out", "OUT", "folder to write, not there yet")
     _defaulted(
         one,
         ("--size", int, 84, "height and width that images are brought to, pixels"),
