@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets.lookups import lessons_first, lookups, narrowed
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS
 from tegu.episodes import Episode, Examples
@@ -244,6 +245,11 @@ class Grammars:
             study: each primitive alone, each function twice on primitives, then functions put
             together, where one primitive is shown alone only, and every query has it; or "mixed",
             episode by episode "random" or "taught".
+        lookups: first so many episodes of "meta_train" are lists of words and their symbols,
+            `tegu.datasets.lookups`: a first lesson.
+        functions: the so many after them a second one, on functions of two primitives: each
+            primitive alone and two functions, whose outputs have two or three symbols, used on
+            some; asked about their use on others.
 
     Commands and outputs are drawn until there are enough that differ and are short enough;
     so are grammars of the split.
@@ -264,6 +270,8 @@ class Grammars:
     _: KW_ONLY
     longest: int = 8
     study: str = "random"
+    lookups: int = 0
+    functions: int = 0
 
     def __post_init__(self) -> None:
         check_split(self.split, SPLITS)
@@ -281,6 +289,8 @@ class Grammars:
                 most,
                 todo="Write 14, 10 and 8, as the paper has them.",
             )
+        for name in ("lookups", "functions"):
+            check_range(name, getattr(self, name), 0, todo="Write 0 for none, or 4000.")
         if self.split in ("gold", "human") and (self.n_support, self.n_query) != (14, 10):
             raise InputError(
                 f"{self.n_support} study examples and {self.n_query} queries of {self.split}",
@@ -305,11 +315,17 @@ class Grammars:
                 )
             return grammar, [(c, grammar.interpret(c) or ()) for c in (*shown, *asked)]
         wanted, study = self.n_support + self.n_query, self.study
+        if self.split == "meta_train" and index < self.lookups + self.functions:
+            study = "functions"
         if study == "mixed":
             study = ("random", "taught")[draw() < 0.5]
         while True:
             grammar = draw_grammar(draw, self.longest)
             if _split(grammar.functions) != self.split:
+                continue
+            if study == "functions":
+                if pairs := self._of_two(grammar, draw):
+                    return grammar, pairs
                 continue
             if study == "taught":
                 if taught := self._taught(grammar, draw):
@@ -330,6 +346,29 @@ class Grammars:
                 listed = list(found.items())
                 mixed = [listed[i] for i in _shuffled(list(range(wanted)), draw)]
                 return grammar, self._simple_first(mixed, draw) if study == "simple" else mixed
+
+    def _of_two(self, grammar: Grammar, draw: Draw) -> list[tuple[Sequence, Sequence]]:
+        """Study examples and queries of the second lesson; empty where no function serves it."""
+        primitives = list(grammar.primitives)
+        functions = [f for f in grammar.functions if f.right and len(f.output) <= 3][:2]
+        if not functions:
+            return []
+        study: list[Sequence] = [(word,) for word in primitives]
+        asked: list[Sequence] = []
+        for function in functions:
+            uses = [(a, function.word, b) for a in primitives for b in primitives]
+            uses = [uses[i] for i in _shuffled(list(range(len(uses))), draw)]
+            uses.sort(key=lambda use: use[0] == use[2])  # which tell nothing of the order
+            shown = (self.n_support - len(primitives)) // len(functions)
+            study, asked = study + uses[: max(shown, 0)], asked + uses[max(shown, 0) :]
+        study = study[: self.n_support]
+        while (short := self.n_support - len(study)) or len(asked) < self.n_query:
+            one = tuple(
+                primitives[int(draw() * len(primitives))] for _ in range(2 + int(draw() * 3))
+            )
+            (study if short else asked).append(one)
+        asked = [asked[i] for i in _shuffled(list(range(len(asked))), draw)][: self.n_query]
+        return [(command, grammar.interpret(command) or ()) for command in (*study, *asked)]
 
     def _taught(self, grammar: Grammar, draw: Draw) -> list[tuple[Sequence, Sequence]]:
         """Study examples on the plan of the human study, and queries; empty where few are short."""
@@ -383,6 +422,24 @@ class Grammars:
             Commands (T, S, longest) and outputs (T, S, longest + 1), int64: words and symbols
             numbered in the order of COMMANDS and OUTPUTS, an output's end, then padding.
         """
+        if self.split != "meta_train" or not (index < self.lookups).any():
+            return self._whole(index)
+        early = lookups(
+            keys.fold(keys.key(self.seed, "lookups"), index[index < self.lookups].cpu()),
+            words=len(COMMANDS),
+            symbols=len(OUTPUTS),
+            n_support=self.n_support,
+            n_query=self.n_query,
+        )
+        later = self._whole(index[index >= self.lookups].cpu())
+        both = lessons_first(index.cpu(), self.lookups, early, later)
+        return Episode(*(Examples(*(t.to(index.device) for t in half)) for half in both))
+
+    def trimmed(self, episodes: Episode) -> Episode:
+        """The same with less padding, where all are of the first lesson."""
+        return narrowed(episodes) if self.lookups else episodes
+
+    def _whole(self, index: Tensor) -> Episode:
         count, total = len(index), self.n_support + self.n_query
         commands = np.zeros((count, total, self.longest), np.int64)
         outputs = np.zeros((count, total, self.longest + 1), np.int64)

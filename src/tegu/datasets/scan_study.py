@@ -8,6 +8,7 @@ So every word stands in each place somewhere, and no episode says what it means 
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 
@@ -25,14 +26,16 @@ from tegu.datasets.scan import (
     split_pairs,
     tokens,
 )
+from tegu.datasets.lookups import lessons_first, lookups, narrowed
 from tegu.datasets.splits import check_split
-from tegu.datasets.tokens import PAD, WORDS, renamed, renaming
+from tegu.datasets.tokens import PAD, WORDS, padded, renamed, renaming
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, check_range, unknown
 
 TASKS = ("add-jump", "around-right", "length")
 TRADED = (*PRIMITIVES, *DIRECTIONS)
 ALWAYS = {"add-jump": "jump"}  # the verb alone that a test always shows
+NAMED = (*PRIMITIVES, *(f"turn {way}" for way in DIRECTIONS))  # between them, all that is traded
 # Training asks commands of one kind together, by the length of their answers, in so many successive
 # episodes: little of a batch is padding then.
 LENGTHS = (8, 16, 24, 48)
@@ -56,6 +59,11 @@ class ScanStudy:
         seed: of the whole sequence of episodes.
         shown: actions in a study example, at most; 48 for any.
         permuted: share of episodes in which meanings change.
+        named: study examples, the first six, are what each traded word does: the four verbs alone
+            and "turn left" and "turn right".
+        lookups: first so many episodes of "meta_train" are lists of words and their actions,
+            `tegu.datasets.lookups`: a first lesson.
+        short: the so many after them a second one: queries of at most `LENGTHS[0]` actions.
 
     Reference:
         As above. Differs from it: study examples are short, by `shown`, where any pair may be
@@ -79,6 +87,9 @@ class ScanStudy:
     _: KW_ONLY
     shown: int = 48
     permuted: float = 0.95
+    named: bool = False
+    lookups: int = 0
+    short: int = 0
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -89,8 +100,16 @@ class ScanStudy:
             ("n_query", 1, 1000),
             ("shown", 1, 48),
             ("permuted", 0, 1),
+            ("lookups", 0, math.inf),
+            ("short", 0, math.inf),
         ):
             check_range(name, getattr(self, name), least, most)
+        if self.named and self.n_support < len(NAMED):
+            raise InputError(
+                f"{self.n_support} study examples, the traded words named",
+                f"at least {len(NAMED)}: {', '.join(NAMED)}",
+                "Raise n_support, or leave named out.",
+            )
 
     @property
     def n_test(self) -> int:
@@ -104,6 +123,18 @@ class ScanStudy:
             Commands (T, S, 9) and actions (T, S, M), int64; every row real.
         """
         index = index.cpu()
+        if self.split != "meta_train" or not (index < self.lookups).any():
+            return self._whole(index)
+        early = lookups(
+            keys.fold(keys.key(self.seed, "lookups"), index[index < self.lookups]),
+            words=len(COMMAND_WORDS),
+            symbols=len(ACTION_WORDS),
+            n_support=self.n_support,
+            n_query=self.n_query,
+        )
+        return lessons_first(index, self.lookups, early, self._whole(index[index >= self.lookups]))
+
+    def _whole(self, index: Tensor) -> Episode:
         root = keys.key(self.seed, "scan study", self.task, self.split)
         at = keys.fold(root, index)
         train = _pairs(self.task, "train")
@@ -125,7 +156,9 @@ class ScanStudy:
             asked = self._alike(source, root, index)
         else:
             asked = keys.distinct(keys.fold(at, 2), len(source.x), self.n_query)
-        if len(alone):  # study examples are a set: any place will do
+        if self.named:
+            shown[:, : len(NAMED)] = _rows(self.task, NAMED)
+        elif len(alone):  # study examples are a set: any place will do
             shown[:, 0] = alone[keys.bits(keys.fold(at, 6), 1)[:, 0] % len(alone)]
         support = Pairs(train.x[shown], train.y[shown][..., : self.shown + 1])
         query = Pairs(source.x[asked], source.y[asked])
@@ -148,7 +181,7 @@ class ScanStudy:
         kind = torch.bucketize((source.y != PAD).sum(-1) - 1, torch.tensor(LENGTHS))
         order, counts = kind.argsort(stable=True), kind.bincount(minlength=len(LENGTHS))
         some = keys.bits(keys.fold(keys.fold(root, 7), index // TOGETHER), 1)[:, 0]
-        chosen = kind[some % len(kind)]
+        chosen = torch.where(index < self.lookups + self.short, 0, kind[some % len(kind)])
         first = counts.cumsum(0) - counts
         drawn = keys.distinct(keys.fold(keys.fold(root, index), 2), counts[chosen], self.n_query)
         rows: Tensor = order[first[chosen][:, None] + drawn]
@@ -156,6 +189,8 @@ class ScanStudy:
 
     def trimmed(self, episodes: Episode) -> Episode:
         """The same with less padding: targets of queries as wide as their kind needs."""
+        if self.lookups:
+            episodes = narrowed(episodes)
         longest = int((episodes.query.y != PAD).sum(-1).max())
         width = next(length + 1 for length in LENGTHS if length + 1 >= longest)
         query = episodes.query._replace(y=episodes.query.y[..., :width])
@@ -175,6 +210,14 @@ def _alone(task: str) -> Tensor:
             for verb in verbs
         ]
     )
+
+
+def _rows(task: str, commands: tuple[str, ...]) -> Tensor:
+    """Where these commands stand in the train file."""
+    train, place = _pairs(task, "train"), {word: WORDS + i for i, word in enumerate(COMMAND_WORDS)}
+    asked = padded([[place[word] for word in command.split()] for command in commands])
+    asked = F.pad(asked, (0, train.x.shape[1] - asked.shape[1]))
+    return (train.x[None] == asked[:, None]).all(-1).int().argmax(-1)
 
 
 def _table(vocabulary: tuple[str, ...], some: tuple[str, ...], at: Tensor, trade: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Grammars(Source):
             that they saw.
         study: "random", "simple", "taught" or "mixed": which commands of a generated grammar are
             shown.
+        lookups, functions: episodes of a first and a second lesson, before the others.
     """
 
     name: ClassVar[str] = "grammars"
@@ -43,6 +44,8 @@ class Grammars(Source):
     longest: int = 8
     test: str = "meta_test"
     study: str = "random"
+    lookups: int = 0
+    functions: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +71,8 @@ class Grammars(Source):
             wanted.seed,
             longest=self.longest,
             study=self.study,
+            lookups=self.lookups,
+            functions=self.functions,
         )
 
     def protocol(self, split: str = "meta_test") -> dict[str, Any]:

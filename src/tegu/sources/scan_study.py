@@ -23,6 +23,8 @@ class ScanStudy(Source):
     Args:
         task: "add-jump", "around-right" or "length".
         shown: actions in a study example, at most.
+        named: study examples show what each word does that trades places.
+        lookups, short: episodes of a first and a second lesson, before the others.
     """
 
     name: ClassVar[str] = "scan-study"
@@ -37,6 +39,9 @@ class ScanStudy(Source):
 
     task: str = "add-jump"
     shown: int = 12
+    named: bool = False
+    lookups: int = 0
+    short: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +65,9 @@ class ScanStudy(Source):
             wanted.n_query,
             wanted.seed,
             shown=self.shown,
+            named=self.named,
+            lookups=self.lookups,
+            short=self.short,
         )
 
     def protocol(self, split: str = "meta_test") -> dict[str, Any]:
