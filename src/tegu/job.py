@@ -268,6 +268,8 @@ class Job:
             cuda_graphs=settings.cuda_graphs,
             checkpoint=settings.checkpoint,
             at_once=settings.at_once,
+            outer_optimiser=self.recipe.train.outer_optimiser,
+            weight_decay=self.recipe.train.weight_decay,
         )
 
     @cached_property

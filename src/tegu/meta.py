@@ -226,6 +226,8 @@ def meta_train(
     outer_lr: float | None = None,
     outer_lr_final: float = 0.0,
     outer_schedule: str = "linear",
+    outer_optimiser: str = "adam",
+    weight_decay: float = 0.0,
     seed: int = 0,
     run: str | Path | None = None,
     resume: bool = False,
@@ -246,6 +248,8 @@ def meta_train(
             for Reptile and 0.001 where the outer update is Adam's.
         outer_lr_final: step size that it falls to.
         outer_schedule: "linear" or "cosine", the way there.
+        outer_optimiser: "adam", or "muon" where the network names its matrices.
+        weight_decay: of these matrices, with muon.
         seed: of the learner's random numbers.
         run: a folder for checkpoints; None keeps nothing.
         resume: go on from the folder's checkpoint.
@@ -277,7 +281,13 @@ def meta_train(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )
     engine = Vectorised(
-        learner, vectorise=vectorise, compile=compile, precision=precision, at_once=at_once
+        learner,
+        vectorise=vectorise,
+        compile=compile,
+        precision=precision,
+        at_once=at_once,
+        outer_optimiser=outer_optimiser,
+        weight_decay=weight_decay,
     )
     folder = None
     if run is not None:
@@ -287,6 +297,8 @@ def meta_train(
             "tasks": _describe(tasks),
             "settings": {k: v for k, v in vars(settings).items() if k != "workers"},
         }
+        if outer_optimiser != "adam":
+            known |= {"outer": {"outer_optimiser": outer_optimiser, "weight_decay": weight_decay}}
         usual = _usual(tasks)
         folder = Run(expanded(run), {**known, "precision": precision}, same=partial(_same, usual))
     params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)

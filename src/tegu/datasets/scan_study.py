@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu import keys
+from tegu.datasets.lookups import lessons_first, lookups, narrowed
 from tegu.datasets.scan import (
     ACTION_WORDS,
     COMMAND_WORDS,
@@ -26,7 +27,6 @@ from tegu.datasets.scan import (
     split_pairs,
     tokens,
 )
-from tegu.datasets.lookups import lessons_first, lookups, narrowed
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import PAD, WORDS, padded, renamed, renaming
 from tegu.episodes import Episode, Examples
@@ -116,6 +116,12 @@ class ScanStudy:
         """Commands of the test file."""
         return len(_pairs(self.task, "test").x)
 
+    @property
+    def _short(self) -> Tensor:
+        """Rows of the train file that may be study examples."""
+        actions = (_pairs(self.task, "train").y != PAD).sum(-1) - 1
+        return (actions <= self.shown).nonzero()[:, 0]
+
     def episodes(self, index: Tensor) -> Episode:
         """Episodes number `index`, shape (T,) int64, as one batch on the processor.
 
@@ -138,7 +144,7 @@ class ScanStudy:
         root = keys.key(self.seed, "scan study", self.task, self.split)
         at = keys.fold(root, index)
         train = _pairs(self.task, "train")
-        short = ((train.y != PAD).sum(-1) <= self.shown + 1).nonzero()[:, 0]
+        short = self._short
         if self.n_support > len(short):
             raise InputError(
                 f"{self.n_support} study examples of at most {self.shown} actions",
@@ -188,13 +194,15 @@ class ScanStudy:
         return rows
 
     def trimmed(self, episodes: Episode) -> Episode:
-        """The same with less padding: targets of queries as wide as their kind needs."""
+        """The same with less padding: as wide as study examples and this kind of query need."""
         if self.lookups:
             episodes = narrowed(episodes)
+        words = int((_pairs(self.task, "train").x[self._short] != PAD).sum(-1).max())
+        support = episodes.support._replace(x=episodes.support.x[..., :words])
         longest = int((episodes.query.y != PAD).sum(-1).max())
         width = next(length + 1 for length in LENGTHS if length + 1 >= longest)
         query = episodes.query._replace(y=episodes.query.y[..., :width])
-        return episodes._replace(query=query)
+        return Episode(support, query)
 
 
 def _alone(task: str) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vjp, vmap
 
+from tegu.engine.outer import OuterOptimiser, at_rate
 from tegu.engine.precision import in_precision
 from tegu.engine.trees import floats, map_tensors, with_floats
 from tegu.episodes import Episode, Examples, select, size
-from tegu.inner import Adam, Params
+from tegu.inner import Params
 from tegu.learners.learner import SCHEDULED, TRACKED, Learner, State
 
 MOMENTUM = 0.1  # share of a meta-iteration in the running statistics, as in torch
@@ -30,12 +31,12 @@ def learnt(params: Params) -> Params:
 
 
 def moved(
-    params: Params, outer: Params, found: Found, rate: Tensor
+    optimiser: OuterOptimiser, params: Params, outer: Params, found: Found, rate: Tensor
 ) -> tuple[Params, Params, Tensor]:
-    """What an outer update by Adam changes: parameters, optimiser state; and the loss."""
+    """What an outer update by gradient changes: parameters, optimiser state; and the loss."""
     grads, seen, loss = found
     with torch.no_grad():
-        new, outer = Adam(rate).update(learnt(params), grads, outer)
+        new, outer = at_rate(optimiser, rate).update(learnt(params), grads, outer)
         tracked = {
             name: torch.lerp(params[name], value.to(params[name]), MOMENTUM)
             for name, value in seen.items()

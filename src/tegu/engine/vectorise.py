@@ -20,13 +20,15 @@ from torch.func import vmap
 
 from tegu.engine.compiled import Compiled, lacks_memory
 from tegu.engine.gradient import Found, StepByStep, learnt, moved, one_by_one, side_by_side
+from tegu.engine.outer import OuterOptimiser
+from tegu.engine.outer import outer_optimiser as made_optimiser
 from tegu.engine.precision import chosen, in_precision
 from tegu.engine.profile import part
 from tegu.engine.recorded import Recorded
 from tegu.engine.trees import map_tensors
 from tegu.episodes import Episode, Examples, select, size
 from tegu.errors import InputError, check_range, unknown
-from tegu.inner import Adam, Params
+from tegu.inner import Params
 from tegu.learners.learner import SCHEDULED, Learner, State, recording
 
 VECTORISATIONS = ("auto", "vmap", "loop")
@@ -71,6 +73,9 @@ class Vectorised:
             again on the way back, so that memory hardly grows with their number.
         at_once: tasks of a meta-batch that run side by side; 0 for all. The others follow,
             and the outer update is the same, rounding aside: it bounds the memory.
+        outer_optimiser: "adam" or "muon", `tegu.engine.outer`, where the learner has no outer
+            update of its own.
+        weight_decay: for muon.
     """
 
     def __init__(
@@ -83,10 +88,14 @@ class Vectorised:
         cuda_graphs: bool = True,
         checkpoint: bool = False,
         at_once: int = 0,
+        outer_optimiser: str = "adam",
+        weight_decay: float = 0.0,
     ) -> None:
         if vectorise not in VECTORISATIONS:
             raise unknown("vectorisation", vectorise, VECTORISATIONS)
         self.learner, self.compile = learner, compile
+        self._outer_optimiser, self._weight_decay = outer_optimiser, weight_decay
+        self.optimiser = made_optimiser(outer_optimiser, learner, weight_decay)
         self.precision = chosen(precision, next(learner.model.parameters()).device)
         self.loop, self._tries = vectorise == "loop", vectorise == "auto"
         self._settled: set[str] = set()  # what has been found to run
@@ -122,8 +131,8 @@ class Vectorised:
         gradient = partial(side_by_side, self._loss)
         self._fast_gradient = made(gradient)
         self._slow_gradient = partial(one_by_one, self._loss)
-        self._fast_update = made(partial(_updated, gradient))
-        self._slow_update = partial(_updated, self._slow_gradient)
+        self._fast_update = made(partial(_updated, self.optimiser, gradient))
+        self._slow_update = partial(_updated, self.optimiser, self._slow_gradient)
         self._whole_update = whole(self._gradient_update)
         self._whole_rule = whole(self._rule)
         self._whole_adapt = {
@@ -141,6 +150,8 @@ class Vectorised:
             cuda_graphs=self.cuda_graphs,
             checkpoint=self.checkpoint,
             at_once=self.at_once,
+            outer_optimiser=self._outer_optimiser,
+            weight_decay=self._weight_decay,
         )
 
     def __str__(self) -> str:
@@ -231,7 +242,7 @@ class Vectorised:
         """State of the outer optimiser before the first update; none for a rule of its own."""
         if self.learner.outer_update is not None:
             return {}
-        return Adam(0.0).init(learnt(params))
+        return self.optimiser.init(learnt(params))
 
     def update(
         self,
@@ -244,7 +255,7 @@ class Vectorised:
         done: float = 1.0,
         others: Exchange | None = None,
     ) -> tuple[Params, Params, Tensor]:
-        """One meta-iteration: by the learner's own rule, or by Adam on its outer loss.
+        """One meta-iteration: by the learner's own rule, or by gradient of its outer loss.
 
         Args:
             params: what is meta-learned.
@@ -281,7 +292,9 @@ class Vectorised:
             with part("inner loop"):
                 found = self._outer(now, episodes, keys)
             with part("outer step"):
-                after = moved(params, outer, others.mean(found) if others else found, rate)
+                if others:
+                    found = others.mean(found)
+                after = moved(self.optimiser, params, outer, found, rate)
         new, outer, loss = after
         return {**params, **new}, outer, loss.detach()
 
@@ -426,6 +439,7 @@ class Vectorised:
 
 
 def _updated(
+    optimiser: OuterOptimiser,
     gradient: Callable[..., Found],
     params: Params,
     outer: Params,
@@ -433,7 +447,7 @@ def _updated(
     keys: Tensor,
     rate: Tensor,
 ) -> tuple[Params, Params, Tensor]:
-    return moved(params, outer, gradient(params, episodes, keys), rate)
+    return moved(optimiser, params, outer, gradient(params, episodes, keys), rate)
 
 
 @contextmanager

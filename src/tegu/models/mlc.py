@@ -286,6 +286,11 @@ class StudyTransformer(nn.Module):
         self.norm_memory, self.norm_out = LayerNorm(width), LayerNorm(width)
         self.out = Linear(width, symbols, generator=generator)
 
+    def matrices(self) -> dict[str, int]:
+        """Matrices of encoder and decoder, by name; queries, keys and values are stacked."""
+        inside = [n for n, p in self.named_parameters() if p.ndim == 2 and "coder" in n]
+        return {name: 3 if name.endswith("in_proj_weight") else 1 for name in inside}
+
     def study(self, commands: Tensor, outputs: Tensor, mask: Tensor, drop: Drop = _kept) -> Study:
         """Encodes examples: words (S, L), symbols (S, M), real examples (S,)."""
         x = torch.cat(

@@ -20,6 +20,8 @@ class Train:
     outer_lr: float = 1.0
     outer_lr_final: float = 0.0
     outer_schedule: str = "linear"  # linear or cosine: the way from the first to the last
+    outer_optimiser: str = "adam"  # adam or muon, where the learner has no rule of its own
+    weight_decay: float = 0.0  # with muon
     n_way: int = 5
     n_shot: int = 10
     n_query: int = 0

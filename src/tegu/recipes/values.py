@@ -52,6 +52,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "train.meta_batch": (1, 1 << 20),
     "train.outer_lr": (0, math.inf),
     "train.outer_lr_final": (0, math.inf),
+    "train.weight_decay": (0, math.inf),
     "train.n_way": (2, 1 << 20),
     "train.n_shot": (1, 1 << 20),
     "train.n_query": (0, 1 << 20),
