@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tegu.datasets import ScanStudy
 from tegu.datasets.scan import ACTION_WORDS, COMMAND_WORDS, PRIMITIVES, interpret, split_pairs
-from tegu.datasets.scan_study import LENGTHS, TRADED
+from tegu.datasets.scan_study import LENGTHS, NAMED, TRADED
 from tegu.datasets.tokens import END, PAD, WORDS
 from tegu.errors import InputError
 
@@ -97,6 +97,24 @@ def test_training_shows_a_verb_alone_as_the_test_does() -> None:
     assert not set(PRIMITIVES).issuperset(" ".join(words(row)) for row in support.x[:, 0])
 
 
+def test_named_study_examples_say_what_each_traded_word_does() -> None:
+    for split in ("meta_train", "meta_test"):
+        source = ScanStudy("add-jump", split, n_query=2, shown=3, named=True, permuted=0.0)
+        support, _ = source.episodes(torch.arange(20))
+        for t in range(20):
+            shown = [" ".join(command) for command, _ in rows((support,), t)[:6]]
+            assert shown == list(NAMED)
+            assert all(interpret(" ".join(c)).split() == acts for c, acts in rows((support,), t))
+
+
+def test_the_second_lesson_asks_for_short_answers() -> None:
+    source = ScanStudy("add-jump", lookups=16, short=64, n_query=4)
+    _, query = source.episodes(torch.arange(16, 80))
+    assert int((query.y != PAD).sum(-1).max()) - 1 <= LENGTHS[0]
+    _, query = source.episodes(torch.arange(80, 200))
+    assert int((query.y != PAD).sum(-1).max()) - 1 > LENGTHS[1]
+
+
 def test_each_pair_of_the_file_counts_once() -> None:
     """A tenth of the file is "jump" by itself, over and over."""
     _, query = ScanStudy(permuted=0.0, n_query=200).episodes(torch.arange(10))
@@ -127,7 +145,10 @@ def test_trimmed_episodes_lack_nothing_but_padding() -> None:
         assert torch.equal(trimmed.query.y, whole.query.y[..., :width])
         assert (whole.query.y[..., width:] == PAD).all()
         assert torch.equal(trimmed.query.x, whole.query.x)
-        assert trimmed.support is whole.support
+        words = trimmed.support.x.shape[-1]
+        assert torch.equal(trimmed.support.x, whole.support.x[..., :words])
+        assert (whole.support.x[..., words:] == PAD).all()
+        assert trimmed.support.y is whole.support.y
     assert {9, 17} < widths <= {9, 17, 25, 49}
 
 
@@ -150,3 +171,7 @@ def test_errors() -> None:
         ScanStudy(shown=0)
     with pytest.raises(InputError, match="10 study examples of at most 1 actions"):
         ScanStudy(shown=1).episodes(torch.arange(1))
+    with pytest.raises(InputError, match="5 study examples, the traded words named"):
+        ScanStudy(n_support=5, named=True)
+    with pytest.raises(InputError, match="lookups is -1"):
+        ScanStudy(lookups=-1)
