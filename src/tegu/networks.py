@@ -301,6 +301,7 @@ class StudyTransformerNetwork(Network):
         feedforward: width inside a block.
         encoder: layers; the second, the fourth and so on reach over all study examples.
         decoder: layers.
+        tells: whether it has a head that tells what study examples mean, for `learner.told`.
     """
 
     name: ClassVar[str] = "study-transformer"
@@ -312,6 +313,7 @@ class StudyTransformerNetwork(Network):
     feedforward: int = 512
     encoder: int = 3
     decoder: int = 3
+    tells: bool = False
 
     def build(self, inputs: Inputs, outputs: int, *, seed: int) -> nn.Module:
         return StudyTransformer(
@@ -323,6 +325,7 @@ class StudyTransformerNetwork(Network):
             encoder=[REACH[layer % 2] for layer in range(self.encoder)],
             decoder=self.decoder,
             longest=inputs.longest,
+            tells=inputs.shape[0] if self.tells else 0,
             seed=seed,
         )
 

@@ -260,3 +260,85 @@ def test_a_network_with_layers_of_torch_s_is_neither_changed_nor_random(
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     for name, buffer in learner.model.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+def telling() -> Mlc:
+    model = StudyTransformer(12, 9, width=8, heads=2, feedforward=12, longest=7, tells=6)
+    return Mlc(model=model.double(), dropout=0.0, recall=0, told=0.5)
+
+
+def told_plainly(learner: Mlc, episode: Episode) -> float:
+    """The second loss, one token of one study example after another."""
+    model = learner.model
+    study = model.study(*episode.support)
+    means: dict[int, int] = {}
+    rows = [
+        (
+            [token for token in x.tolist() if token >= WORDS],
+            [token for token in y.tolist() if token >= WORDS],
+        )
+        for x, y in zip(episode.support.x, episode.support.y, strict=True)
+    ]
+    for command, output in rows:
+        if len(command) == len(output) == 1:
+            means[command[0]] = output[0]
+    words_of = {symbol: word for word, symbol in means.items()}
+    width = episode.support.x.shape[1]
+    each = width + episode.support.y.shape[1]
+    scores = [part.detach() for part in model.tell(study)]
+    losses: list[list[float]] = [[], [], []]
+    for number, (command, output) in enumerate(rows):
+        for at, symbol in enumerate(output):
+            row = number * each + width + at
+            if symbol not in words_of:
+                continue
+            word = words_of[symbol]
+            losses[0].append(-float(F.log_softmax(scores[0][row], 0)[word]))
+            places = [i for i, other in enumerate(command) if other == word]
+            if places:
+                log = F.log_softmax(scores[2][row], 0)
+                losses[2].append(-sum(float(log[i]) for i in places) / len(places))
+        for at, word in enumerate(command):
+            if word in means:
+                row = number * each + at
+                losses[1].append(-float(F.log_softmax(scores[1][row], 0)[means[word]]))
+    return sum(sum(some) / max(1, len(some)) for some in losses)
+
+
+@pytest.mark.parametrize("study", ["simple", "random"])
+def test_study_examples_tell_what_they_mean(study: str) -> None:
+    learner, without = telling(), 0
+    params = learner.init()
+    batch = Grammars(n_support=7, n_query=3, longest=6, study=study).episodes(torch.arange(8))
+    for t in range(8):
+        episode = select(batch, t)
+        plainly = told_plainly(learner, episode)
+        without += not plainly
+        pairs = list(zip(episode.query.x, episode.query.y, strict=True))
+        expected = plain(learner, episode, pairs) + 0.5 * plainly
+        found = learner.outer_loss(params, episode, KEY)
+        assert float(found) == pytest.approx(expected, rel=1e-10)
+    assert (without > 0) == (study == "random")  # chosen so that some have no word alone
+
+
+def test_padded_study_examples_tell_nothing() -> None:
+    learner = telling()
+    episode = select(Grammars(n_support=6, n_query=3, longest=6).episodes(torch.arange(1)), 0)
+    support, query = episode
+    more = Episode(
+        type(support)(
+            F.pad(support.x, (0, 0, 0, 2)),
+            F.pad(support.y, (0, 0, 0, 2)),
+            F.pad(support.mask, (0, 2)),
+        ),
+        query,
+    )
+    one, two = (learner.outer_loss(learner.init(), some, KEY) for some in (episode, more))
+    torch.testing.assert_close(one, two)
+
+
+def test_telling_needs_a_model_that_tells() -> None:
+    with pytest.raises(InputError, match="does not tell"):
+        made(told=0.3)
+    with pytest.raises(InputError, match="told is -1"):
+        Mlc(model=telling().model, told=-1)

@@ -356,7 +356,7 @@ class Grammars:
         study: list[Sequence] = [(word,) for word in primitives]
         asked: list[Sequence] = []
         for function in functions:
-            uses = [(a, function.word, b) for a in primitives for b in primitives]
+            uses: list[Sequence] = [(a, function.word, b) for a in primitives for b in primitives]
             uses = [uses[i] for i in _shuffled(list(range(len(uses))), draw)]
             uses.sort(key=lambda use: use[0] == use[2])  # which tell nothing of the order
             shown = (self.n_support - len(primitives)) // len(functions)

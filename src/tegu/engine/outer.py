@@ -80,7 +80,8 @@ def orthogonal(x: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         square = wide @ wide.mT
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if x.shape[-2] <= x.shape[-1] else wide.mT
+    straight: Tensor = wide if x.shape[-2] <= x.shape[-1] else wide.mT
+    return straight
 
 
 OuterOptimiser = Adam | Muon

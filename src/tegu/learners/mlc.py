@@ -7,6 +7,11 @@ else each time; an episode's study examples are read, and
     loss = mean over tokens of queries, and study examples asked again, of
            -log p(token | tokens before it, query, study)
 
+Where a study example is one word and one symbol, it says what that word means. With `told` above 0
+there is a second loss, which a query does not show: of every word that has a meaning, its symbol is
+to be told from the encoded examples; of every symbol, its word, and where that stands in the
+example's own command.
+
 Nothing is updated for a task: what it teaches is in the encoded examples.
 """
 
@@ -42,6 +47,8 @@ class Mlc(Learner):
         dropout: share of activations dropped while meta-training, on embeddings and on what
             each block adds.
         recall: study examples that are asked as queries too, while meta-training; -1 for all.
+        told: weight of the second loss, while meta-training. It needs a model that `tells`. Where
+            no study example is one word and one symbol, it is 0.
         views: how many times a new task is read, after meta-training: as it is, then with all
             words and all symbols under names of one another. The answer of a query is the one
             that most views agree on. Only where no word has a meaning that outlives a task.
@@ -64,6 +71,7 @@ class Mlc(Learner):
     loss: Loss = field(default=token_cross_entropy, repr=False)
     dropout: float = 0.1
     recall: int = -1
+    told: float = 0.0
     views: int = 1
 
     def __post_init__(self) -> None:
@@ -76,6 +84,13 @@ class Mlc(Learner):
                 "Write model.name=study-transformer, or give your network that attribute.",
             )
         check_dropout(self.dropout)
+        check_range("told", self.told, 0, todo="Write 0 or 0.3.")
+        if self.told and not getattr(self.model, "tells", 0):
+            raise InputError(
+                f"told is {self.told} with a network that does not tell",
+                "a StudyTransformer with `tells`",
+                "Write model.tells=true, or leave told out.",
+            )
         check_range("recall", self.recall, -1, todo="Write -1.")
         check_range("views", self.views, 1, todo="Write 1, or 8.")
 
@@ -128,7 +143,50 @@ class Mlc(Learner):
             asked = Examples(*(_joined(q, s.index_select(0, again)) for q, s in pairs))
             answered = torch.cat([answered, keys.fold(keys.fold(key, 3), again)])
         drop = _dropout(self.dropout, answered)
-        return self.loss(self.call("answer", params, study, asked.x, asked.y, drop), asked)
+        loss = self.loss(self.call("answer", params, study, asked.x, asked.y, drop), asked)
+        if self.told:
+            said = self.call("tell", params, study)
+            loss = loss + self.told * telling_loss(said, support)
+        return loss
+
+
+def telling_loss(said: tuple[Tensor, ...], support: Examples) -> Tensor:
+    """Cross-entropy of what tokens of study examples are to tell, each of three means by itself.
+
+    Args:
+        said: scores of words, of symbols and of places, `StudyTransformer.tell`.
+        support: the S study examples, of L words and M symbols each.
+    """
+    words, symbols, places = said
+    x, y = support.x, support.y
+    plain = support.mask & ((x != PAD).sum(-1) == 1) & ((y != PAD).sum(-1) == 2)  # END is one
+    word, symbol = x[:, 0] * plain, y[:, 0] * plain
+    # What has no meaning keeps PAD, and is not asked; neither are PAD and END, which 0 stands for.
+    of_symbol = torch.zeros_like(symbols[0], dtype=x.dtype).scatter(0, symbol, word)
+    of_word = torch.zeros_like(words[0], dtype=x.dtype).scatter(0, word, symbol)
+    found = of_symbol[y] * (y >= WORDS)  # (S, M)
+    asked = of_word[x] * (x >= WORDS)  # (S, L)
+    rows = x.shape[0], x.shape[1] + y.shape[1]
+    words, symbols, places = (part.unflatten(0, rows) for part in (words, symbols, places))
+    length = x.shape[1]
+    there = (x[:, None] == found[..., None]) & (found != PAD)[..., None]  # (S, M, L)
+    where = F.pad(there, (0, places.shape[-1] - length)).to(places.dtype)
+    share = where / where.sum(-1, keepdim=True).clamp(min=1)
+    placed = -(share * places[:, length:].log_softmax(-1)).sum(-1)
+    return (
+        _mean(_surprise(words[:, length:], found), found != PAD)
+        + _mean(_surprise(symbols[:, :length], asked), asked != PAD)
+        + _mean(placed, there.any(-1))
+    )
+
+
+def _surprise(scores: Tensor, right: Tensor) -> Tensor:
+    return -scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values that count; 0 where none does."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def agreed(scores: Tensor) -> Tensor:

@@ -232,6 +232,8 @@ class StudyTransformer(nn.Module):
             "episode" (all study examples too).
         decoder: number of decoder layers.
         longest: tokens of an answer, its end included.
+        tells: words of a command at most, where the model has a head that says what study
+            examples mean, for a second loss of `tegu.learners.Mlc`; 0 for no such head.
         seed: of the initial weights.
 
     Differs from the paper: examples are encoded once (see the module's text); by default two of
@@ -259,6 +261,7 @@ class StudyTransformer(nn.Module):
         encoder: Sequence[str] = ("example", "episode", "example"),
         decoder: int = 3,
         longest: int = 9,
+        tells: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -285,6 +288,9 @@ class StudyTransformer(nn.Module):
         )
         self.norm_memory, self.norm_out = LayerNorm(width), LayerNorm(width)
         self.out = Linear(width, symbols, generator=generator)
+        self.tells = tells
+        if tells:
+            self.meaning = Linear(width, words + symbols + tells, generator=generator)
 
     def matrices(self) -> dict[str, int]:
         """Matrices of encoder and decoder, by name; queries, keys and values are stacked."""
@@ -306,6 +312,17 @@ class StudyTransformer(nn.Module):
             else:
                 x = layer(x, real, None, drop)
         return Study(tuple(layers), self.norm_memory(x).flatten(0, 1), real.flatten())
+
+    def tell(self, study: Study) -> tuple[Tensor, ...]:
+        """What each token of the study examples means.
+
+        Returns:
+            Scores of words (K, words), of symbols (K, symbols), and of places in the token's own
+            command (K, tells).
+        """
+        sizes = self.n_inputs, self.n_outputs, self.tells
+        told: tuple[Tensor, ...] = self.meaning(study.memory).split(sizes, -1)
+        return told
 
     def read(self, study: Study, queries: Tensor, drop: Drop = _kept) -> tuple[list[Bank], ...]:
         """Encodes queries (Q, L): for each decoder layer the banks of queries and of examples."""
