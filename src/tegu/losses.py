@@ -17,7 +17,8 @@ from tegu.errors import InputError
 Loss = Callable[[Tensor, Examples], Tensor]
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values that count, of any shape; 0 where none does."""
     weight = mask.to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
@@ -29,7 +30,7 @@ def cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
         InputError: targets are numbers.
     """
     check_classes(target)
-    return _mean(F.cross_entropy(outputs, target.y, reduction="none"), target.mask)
+    return masked_mean(F.cross_entropy(outputs, target.y, reduction="none"), target.mask)
 
 
 def check_classes(target: Examples) -> None:
@@ -55,12 +56,12 @@ def squared_error(outputs: Tensor, target: Examples) -> Tensor:
             "a number of output for each of a target",
             "Give the model's last layer as many outputs.",
         )
-    return _mean((outputs - target.y).square().mean(-1), target.mask)
+    return masked_mean((outputs - target.y).square().mean(-1), target.mask)
 
 
 def surprise(outputs: Tensor, target: Examples) -> Tensor:
     """Mean negative log-likelihood of a row, nats: outputs (S, k) log-likelihoods of its parts."""
-    return _mean(-outputs.flatten(1).sum(-1), target.mask)
+    return masked_mean(-outputs.flatten(1).sum(-1), target.mask)
 
 
 def density(outputs: Tensor, target: Examples) -> Tensor:
@@ -74,7 +75,7 @@ def token_cross_entropy(outputs: Tensor, target: Examples) -> Tensor:
     Every token of every real row counts alike, its END too; `PAD` counts nothing.
     """
     each = F.cross_entropy(outputs.flatten(0, 1), target.y.flatten(), reduction="none")
-    return _mean(each, ((target.y != PAD) & target.mask[:, None]).flatten())
+    return masked_mean(each, ((target.y != PAD) & target.mask[:, None]).flatten())
 
 
 def exact_match(outputs: Tensor, target: Examples) -> Tensor:
@@ -83,7 +84,7 @@ def exact_match(outputs: Tensor, target: Examples) -> Tensor:
     What is written after the target's END is not looked at.
     """
     right = (outputs.argmax(-1) == target.y) | (target.y == PAD)
-    return _mean(right.all(-1).to(torch.get_default_dtype()), target.mask)
+    return masked_mean(right.all(-1).to(torch.get_default_dtype()), target.mask)
 
 
 def accuracy(outputs: Tensor, target: Examples) -> Tensor:
@@ -93,7 +94,7 @@ def accuracy(outputs: Tensor, target: Examples) -> Tensor:
         InputError: targets are numbers.
     """
     check_classes(target)
-    return _mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
+    return masked_mean((outputs.argmax(-1) == target.y).to(torch.get_default_dtype()), target.mask)
 
 
 def gaussian(outputs: Tensor, target: Examples) -> Tensor:
@@ -113,7 +114,7 @@ def gaussian(outputs: Tensor, target: Examples) -> Tensor:
     mean, log_sd = components(outputs, target.y.shape[-1])
     off = (target.y[..., None, :] - mean) * (-log_sd).exp()
     logs = (-0.5 * off.square() - log_sd - 0.5 * math.log(2 * math.pi)).sum(-1)  # (S, K)
-    return -_mean(logs.logsumexp(-1) - math.log(logs.shape[-1]), target.mask)
+    return -masked_mean(logs.logsumexp(-1) - math.log(logs.shape[-1]), target.mask)
 
 
 def log_likelihood(outputs: Tensor, target: Examples) -> Tensor:

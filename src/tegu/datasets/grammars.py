@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.lookups import lessons_first, lookups, narrowed
+from tegu.datasets.lookups import lookups_first, narrowed
 from tegu.datasets.splits import check_split
 from tegu.datasets.tokens import END, WORDS
 from tegu.episodes import Episode, Examples
@@ -422,18 +422,17 @@ class Grammars:
             Commands (T, S, longest) and outputs (T, S, longest + 1), int64: words and symbols
             numbered in the order of COMMANDS and OUTPUTS, an output's end, then padding.
         """
-        if self.split != "meta_train" or not (index < self.lookups).any():
+        if self.split != "meta_train":
             return self._whole(index)
-        early = lookups(
-            keys.fold(keys.key(self.seed, "lookups"), index[index < self.lookups].cpu()),
+        found = lookups_first(
+            index,
+            self.lookups,
+            keys.key(self.seed, "lookups"),
+            self._whole,
             words=len(COMMANDS),
             symbols=len(OUTPUTS),
-            n_support=self.n_support,
-            n_query=self.n_query,
         )
-        later = self._whole(index[index >= self.lookups].cpu())
-        both = lessons_first(index.cpu(), self.lookups, early, later)
-        return Episode(*(Examples(*(t.to(index.device) for t in half)) for half in both))
+        return Episode(*(Examples(*(t.to(index.device) for t in half)) for half in found))
 
     def trimmed(self, episodes: Episode) -> Episode:
         """The same with less padding, where all are of the first lesson."""

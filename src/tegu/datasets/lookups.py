@@ -7,6 +7,8 @@ it is found out within 3,000 episodes or so (figures in benchmarks/LOG.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,7 +40,7 @@ def lookups(at: Tensor, *, words: int, symbols: int, n_support: int, n_query: in
         (torch.Size([3, 14, 4]), torch.Size([3, 5, 5]), tensor([True, True, True]))
     """
     most = min(MEANINGS, words, symbols, n_support)
-    count = 2 + keys.bits(keys.fold(at, 0), 1) % (most - 1) if most > 1 else torch.ones(len(at), 1)
+    count = min(2, most) + keys.bits(keys.fold(at, 0), 1) % max(1, most - 1)
     shown = torch.arange(most) < count  # (T, most)
     word = keys.permutation(keys.fold(at, 1), words)[:, :most] + WORDS
     symbol = keys.permutation(keys.fold(at, 2), symbols)[:, :most] + WORDS
@@ -48,7 +50,7 @@ def lookups(at: Tensor, *, words: int, symbols: int, n_support: int, n_query: in
     y = F.pad(y, (0, LENGTH - 1, 0, n_support - most), value=PAD)
 
     size = (len(at), n_query, LENGTH)
-    which = (keys.bits(keys.fold(at, 3), n_query * LENGTH) % count).view(size).long()
+    which = (keys.bits(keys.fold(at, 3), n_query * LENGTH) % count).view(size)
     length = 1 + keys.bits(keys.fold(at, 4), n_query)[..., None] % LENGTH
     said = torch.arange(LENGTH) < length
     asked, answer = (
@@ -61,12 +63,34 @@ def lookups(at: Tensor, *, words: int, symbols: int, n_support: int, n_query: in
     )
 
 
-def lessons_first(index: Tensor, count: int, early: Episode, later: Episode) -> Episode:
-    """Episodes in the order of `index` (T,): those below `count` are `early`, the rest `later`.
+def lookups_first(
+    index: Tensor,
+    count: int,
+    key: Tensor,
+    later: Callable[[Tensor], Episode],
+    *,
+    words: int,
+    symbols: int,
+) -> Episode:
+    """Training episodes in the order of `index` (T,): those below `count` are lookups.
 
-    Both halves come in the order of their indices in `index`; the narrower is padded.
+    Args:
+        index: numbers of episodes, int64.
+        count: of lookups.
+        key: of all lookups, 0-d.
+        later: draws the other episodes, by their numbers.
+        words, symbols: as in `lookups`.
+
+    Returns:
+        Where some are lookups: on the processor, and the narrower kind is padded.
     """
     first = index < count
+    if not first.any():
+        return later(index)
+    index, first = index.cpu(), first.cpu()
+    whole = later(index[~first])
+    sizes = {"n_support": whole.support.x.shape[1], "n_query": whole.query.x.shape[1]}
+    early = lookups(keys.fold(key, index[first]), words=words, symbols=symbols, **sizes)
     place = torch.cat([first.nonzero()[:, 0], (~first).nonzero()[:, 0]]).argsort()
 
     def joined(one: Tensor, other: Tensor) -> Tensor:
@@ -75,7 +99,7 @@ def lessons_first(index: Tensor, count: int, early: Episode, later: Episode) -> 
             one, other = (F.pad(t, (0, width - t.shape[-1]), value=PAD) for t in (one, other))
         return torch.cat([one, other])[place]
 
-    halves = zip(early, later, strict=True)
+    halves = zip(early, whole, strict=True)
     return Episode(*(Examples(*map(joined, a, b)) for a, b in halves))
 
 

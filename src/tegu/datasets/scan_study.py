@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tegu import keys
-from tegu.datasets.lookups import lessons_first, lookups, narrowed
+from tegu.datasets.lookups import lookups_first, narrowed
 from tegu.datasets.scan import (
     ACTION_WORDS,
     COMMAND_WORDS,
@@ -129,16 +129,16 @@ class ScanStudy:
             Commands (T, S, 9) and actions (T, S, M), int64; every row real.
         """
         index = index.cpu()
-        if self.split != "meta_train" or not (index < self.lookups).any():
+        if self.split != "meta_train":
             return self._whole(index)
-        early = lookups(
-            keys.fold(keys.key(self.seed, "lookups"), index[index < self.lookups]),
+        return lookups_first(
+            index,
+            self.lookups,
+            keys.key(self.seed, "lookups"),
+            self._whole,
             words=len(COMMAND_WORDS),
             symbols=len(ACTION_WORDS),
-            n_support=self.n_support,
-            n_query=self.n_query,
         )
-        return lessons_first(index, self.lookups, early, self._whole(index[index >= self.lookups]))
 
     def _whole(self, index: Tensor) -> Episode:
         root = keys.key(self.seed, "scan study", self.task, self.split)

@@ -32,7 +32,7 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, check_range
 from tegu.inner import Params
 from tegu.learners.learner import Learner, State
-from tegu.losses import Loss, token_cross_entropy
+from tegu.losses import Loss, masked_mean, token_cross_entropy
 from tegu.models.mlc import Study
 from tegu.models.seq2seq import check_dropout
 
@@ -55,11 +55,11 @@ class Mlc(Learner):
 
     Reference:
         Nature 623:115-121 and the authors' code, brendenlake/MLC. Differs from them: as
-        `StudyTransformer` says; each episode's mean over tokens counts alike; no dropout on
-        attention weights or inside the feed-forward pair; Adam with its usual betas and without
-        weight decay, where theirs has 0.9 and 0.95 and an epoch of warming up. On SCAN
-        the authors have another code and another network, brendenlake/MLC-ML, whose encoder reads
-        a query joined to one study example at a time.
+        `StudyTransformer` says; the second loss is not theirs; each episode's mean over tokens
+        counts alike; no dropout on attention weights or inside the feed-forward pair; Adam (in the
+        recipes Muon) with its usual betas and without weight decay, where theirs has 0.9 and 0.95
+        and an epoch of warming up. On SCAN the authors have another code and another network,
+        brendenlake/MLC-ML, whose encoder reads a query joined to one study example at a time.
     """
 
     name: ClassVar[str] = "mlc"
@@ -174,19 +174,10 @@ def telling_loss(said: tuple[Tensor, ...], support: Examples) -> Tensor:
     share = where / where.sum(-1, keepdim=True).clamp(min=1)
     placed = -(share * places[:, length:].log_softmax(-1)).sum(-1)
     return (
-        _mean(_surprise(words[:, length:], found), found != PAD)
-        + _mean(_surprise(symbols[:, :length], asked), asked != PAD)
-        + _mean(placed, there.any(-1))
+        token_cross_entropy(words[:, length:], support._replace(y=found))
+        + token_cross_entropy(symbols[:, :length], support._replace(y=asked))
+        + masked_mean(placed, there.any(-1))
     )
-
-
-def _surprise(scores: Tensor, right: Tensor) -> Tensor:
-    return -scores.log_softmax(-1).gather(-1, right[..., None])[..., 0]
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values that count; 0 where none does."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def agreed(scores: Tensor) -> Tensor:
