@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -57,6 +59,23 @@ def test_in_turn() -> None:
     found = timing.in_turn([act("a"), act("b")], rounds=2, each=2, warm=1)
     assert found == [[0.5, 0.5], [0.5, 0.5]]
     assert calls == [(n, i) for pair in ((0, 1), (2, 3), (4, 5)) for n in "ab" for i in pair]
+
+
+@pytest.mark.usefixtures("ticking")
+def test_in_turn_within_something() -> None:
+    """What calls run in is entered for each round, and its first call there does not count."""
+    calls: list[str] = []
+
+    @contextmanager
+    def inside() -> Iterator[None]:
+        calls.append("in")
+        yield
+        calls.append("out")
+
+    acts = [lambda i: calls.append(f"a{i}"), lambda i: calls.append(f"b{i}")]
+    found = timing.in_turn(acts, rounds=1, each=2, warm=0, within=[inside, nullcontext])
+    assert found == [[0.5], [0.5]]
+    assert calls == ["in", "a0", "a0", "a1", "out", "b0", "b0", "b1"]
 
 
 @pytest.mark.usefixtures("ticking")

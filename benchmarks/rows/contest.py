@@ -6,6 +6,7 @@ import ctypes
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tegu import timing
+from tegu.engine.memory import kept
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, moved, select
 from tegu.inner import Params
@@ -66,6 +68,7 @@ class Contest:
         each: calls in a round.
         per: how many units of the work one call does; times are told for one unit.
         part: how many units the rival does in one call, where it does fewer.
+        alike: whether the rival is tegu too, and keeps freed memory as tegu does.
     """
 
     work: str
@@ -77,6 +80,7 @@ class Contest:
     each: int = 1
     per: float = 1.0
     part: float = field(default=0.0)
+    alike: bool = False
 
 
 def run(contest: Contest, setup: Setup, limits: dict[str, float]) -> dict[str, Any]:
@@ -89,7 +93,13 @@ def run(contest: Contest, setup: Setup, limits: dict[str, float]) -> dict[str, A
 
     acts = [contest.ours] if contest.theirs is None else [contest.ours, contest.theirs]
     found = timing.in_turn(
-        acts, rounds=setup.rounds, each=contest.each, device=setup.device, enough=enough
+        acts,
+        rounds=setup.rounds,
+        each=contest.each,
+        device=setup.device,
+        enough=enough,
+        # As in a training of tegu's; the rival has what its users have.
+        within=[kept, kept if contest.alike else nullcontext][: len(acts)],
     )
     ours = [x / contest.per for x in found[0]]
     theirs = [x / (contest.part or contest.per) for x in found[1]] if len(found) > 1 else None

@@ -75,6 +75,7 @@ def sampling(setup: Setup) -> Iterator[Contest]:
         many,
         per=BLOCK / 1e6,
         each=10,
+        alike=True,
     )
     yield Contest(
         f"{work}, 15 queries",

@@ -22,6 +22,7 @@ from torch import Tensor
 from tegu import origin, report, timing
 from tegu.engine.batches import batches
 from tegu.engine.compiled import can_compile
+from tegu.engine.memory import kept
 from tegu.engine.precision import half_pays
 from tegu.engine.trees import map_tensors
 from tegu.engine.vectorise import Vectorised
@@ -213,6 +214,7 @@ def _training(
     return act
 
 
+@kept()
 def _time(found: list[Found], seconds: float, rounds: int, device: torch.device) -> None:
     if not found:
         return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ def in_turn(
     warm: int = 2,
     device: torch.device | str = "cpu",
     enough: Callable[[], bool] = lambda: False,
+    within: Sequence[Callable[[], AbstractContextManager[object]]] = (),
 ) -> list[list[float]]:
     """Seconds of one call of each, in turn: a round is `each` calls of one, then of the next.
 
@@ -88,6 +90,8 @@ def in_turn(
         warm: rounds before the first that counts.
         device: is waited for before a time is read.
         enough: asked after each round that counts; ends early.
+        within: for each act what its calls run in, if anything; it is called once more in it,
+            and not timed, before a round's calls.
 
     Returns:
         For each act its seconds of one call, a number a round.
@@ -95,14 +99,17 @@ def in_turn(
     device = torch.device(device)
     found: list[list[float]] = [[] for _ in acts]
     for number in range(-warm, rounds):
-        for act, times in zip(acts, found, strict=True):
-            finished(device)
-            start = time.perf_counter()
-            for i in range(each):
-                act(each * (number + warm) + i)
-            finished(device)
-            if number >= 0:
-                times.append((time.perf_counter() - start) / each)
+        for which, (act, times) in enumerate(zip(acts, found, strict=True)):
+            with within[which]() if within else nullcontext():
+                if within:
+                    act(each * (number + warm))
+                finished(device)
+                start = time.perf_counter()
+                for i in range(each):
+                    act(each * (number + warm) + i)
+                finished(device)
+                if number >= 0:
+                    times.append((time.perf_counter() - start) / each)
         if number >= 0 and enough():
             break
     return found

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tegu import keys
+from tegu.engine.memory import kept
 from tegu.engine.profile import part
 from tegu.engine.trees import like, tensors_of
 from tegu.episodes import Episode, moved, select
@@ -149,11 +150,13 @@ def _reader(tasks: Tasks, workers: int, like_these: Episode, stack: ExitStack) -
 
 
 _tasks: Tasks  # of a process that draws
+_all_its_life = kept()
 
 
 def _begin(tasks: Tasks) -> None:
     global _tasks
     _tasks = tasks
+    _all_its_life.__enter__()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's own process ends all
     threading.Thread(target=_end_with_the_run, daemon=True).start()

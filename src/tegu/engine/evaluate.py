@@ -12,6 +12,7 @@ from torch.func import vmap
 
 from tegu import keys
 from tegu.engine.distribute import ALONE, Ranks
+from tegu.engine.memory import kept
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, moved
 from tegu.errors import InputError, check_range
@@ -45,6 +46,7 @@ class Result:
     normalisation: str
 
 
+@kept()
 def evaluate(
     engine: Vectorised,
     params: Params,

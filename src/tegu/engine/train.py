@@ -19,6 +19,7 @@ from tegu import origin
 from tegu.engine.batches import BLOCK, Drawn, WorkersError, batches
 from tegu.engine.checkpoint import Checkpoint, save_checkpoint
 from tegu.engine.distribute import ALONE, Meeting, Ranks, shared
+from tegu.engine.memory import kept
 from tegu.engine.profile import iterated, part
 from tegu.engine.run import Run
 from tegu.engine.stops import STOPS, Interrupted, stop_signals
@@ -350,6 +351,7 @@ def _noted(notes: dict[str, Any], file: Path) -> list[Any]:
         ) from failure
 
 
+@kept()
 def meta_train(
     engine: Vectorised,
     tasks: Tasks,
