@@ -10,7 +10,12 @@ it is right. The published 0.824 is that of sampled answers of the paper's model
 to answer as people do, errors included; people had 0.807.
 
 A training that is finished under --run is not done again, so that `--only grammars` can come
-first, and a call without --only brings both together.
+first, and a call without --only brings both together. So can one over several processes, under
+the same limit of seconds:
+
+    torchrun --standalone --nproc-per-node 2 -m -- tegu train mlc-grammars \
+        --set train.seconds=4800 --run RUNS/mlc-grammars
+    python benchmarks/mlc.py --run RUNS --only grammars --seconds 4800
 """
 
 from __future__ import annotations
