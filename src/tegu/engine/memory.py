@@ -46,7 +46,9 @@ def kept() -> Iterator[None]:
     """Freed memory stays with this process until the last block of this kind is left.
 
     Where the C library is not glibc, or the environment tells it what to keep
-    (`MALLOC_TRIM_THRESHOLD_` and its like, `GLIBC_TUNABLES`), nothing changes.
+    (`MALLOC_TRIM_THRESHOLD_` and its like, `GLIBC_TUNABLES`), nothing changes. In threads
+    other than the first, glibc keeps no blocks of 64 MB or more; nor does it in the first once
+    a request for memory has failed there.
     """
     library = _library()
     if library is None:
