@@ -192,21 +192,19 @@ def main() -> None:
             [1 / one["images"] for one in held],
         ),
     ]
-    print(report.table(cells))
-    report.write_result(
-        arguments.output,
-        report.result_document(
-            name="streaming",
-            command=command(__file__, parser, arguments),
-            seed=0,
-            training={
-                "seconds": round(time.monotonic() - began, 1),
-                "meta_iterations": arguments.iterations,
-                "peak_bytes": max(one["last"] for one in streamed),
-            },
-            cells=cells,
-        ),
+    document = report.result_document(
+        name="streaming",
+        command=command(__file__, parser, arguments),
+        seed=0,
+        training={
+            "seconds": round(time.monotonic() - began, 1),
+            "meta_iterations": arguments.iterations,
+            "peak_bytes": max(one["last"] for one in streamed),
+        },
+        cells=cells,
     )
+    print(report.markdown_table(document))
+    report.write_result(arguments.output, document)
 
 
 if __name__ == "__main__":

@@ -89,6 +89,13 @@ def test_what_the_user_told_the_library_is_left_alone(
         assert memory._inside == 0
 
 
+def test_where_address_space_is_limited_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1 << 40, 1 << 40))
+    memory._library.cache_clear()
+    with kept():
+        assert memory._inside == 0
+
+
 def test_a_c_library_without_such_settings_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     memory._library.cache_clear()

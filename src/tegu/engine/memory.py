@@ -29,13 +29,17 @@ _inside = 0  # how many are
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """glibc, unless the user has told it what to keep."""
+    """glibc, unless the user has told it what to keep, or limits the address space."""
     if _OWN & os.environ.keys() or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return None
     try:
+        import resource
+
+        if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+            return None
         library = ctypes.CDLL(None)
         tools: tuple[Callable[..., int], ...] = library.mallopt, library.malloc_trim
-    except (TypeError, OSError, AttributeError):  # Windows; macOS and other C libraries
+    except (ImportError, OSError, AttributeError):  # Windows; macOS and other C libraries
         return None
     del tools
     return library
@@ -45,10 +49,10 @@ def _library() -> ctypes.CDLL | None:
 def kept() -> Iterator[None]:
     """Freed memory stays with this process until the last block of this kind is left.
 
-    Where the C library is not glibc, or the environment tells it what to keep
-    (`MALLOC_TRIM_THRESHOLD_` and its like, `GLIBC_TUNABLES`), nothing changes. In threads
-    other than the first, glibc keeps no blocks of 64 MB or more; nor does it in the first once
-    a request for memory has failed there.
+    Nothing changes where the C library is not glibc, where the environment tells it what to
+    keep (`MALLOC_TRIM_THRESHOLD_` and its like, `GLIBC_TUNABLES`), and where the address space
+    is limited (`ulimit -v`). In threads other than the first, glibc keeps no blocks of 64 MB
+    or more; nor does it in the first once a request for memory has failed there.
     """
     library = _library()
     if library is None:
