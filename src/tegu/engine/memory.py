@@ -2,7 +2,7 @@
 
 The C library of Linux hands large blocks back to the system as they are freed, and the system
 clears each page anew when it is next touched. A training step frees and asks for the same
-blocks over and over: up to half of its time on a CPU goes into those pages.
+blocks over and over, and on a CPU much of its time goes into those pages (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -38,11 +38,9 @@ def _library() -> ctypes.CDLL | None:
         if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
             return None
         library = ctypes.CDLL(None)
-        tools: tuple[Callable[..., int], ...] = library.mallopt, library.malloc_trim
-    except (ImportError, OSError, AttributeError):  # Windows; macOS and other C libraries
+    except (ImportError, OSError):  # Windows
         return None
-    del tools
-    return library
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 @contextmanager

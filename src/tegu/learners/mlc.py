@@ -56,9 +56,9 @@ class Mlc(Learner):
     Reference:
         Nature 623:115-121 and the authors' code, brendenlake/MLC. Differs from them: as
         `StudyTransformer` says; the second loss is not theirs; each episode's mean over tokens
-        counts alike; no dropout on attention weights or inside the feed-forward pair; Adam (in the
-        recipes Muon) with its usual betas and without weight decay, where theirs has 0.9 and 0.95
-        and an epoch of warming up. On SCAN the authors have another code and another network,
+        counts alike; no dropout on attention weights or inside the feed-forward pair; Adam with
+        its usual betas (in the recipes Muon, with weight decay), where theirs has 0.9 and 0.95 and
+        an epoch of warming up. On SCAN the authors have another code and another network,
         brendenlake/MLC-ML, whose encoder reads a query joined to one study example at a time.
     """
 
