@@ -173,15 +173,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             json.loads(arguments.output.read_text()),
             document(arguments.output.stem, [NOTHING], setup),
         )
+    if not half_pays(used.device):
+        print("bf16 is left out: it is slower here than fp32")
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for name in arguments.only or ROWS:
         started = time.monotonic()
         print(f"{name}:", flush=True)
         for contest in made(ROWS[name], setup):
-            if contest.precision == "bf16" and not half_pays(torch.device(arguments.device)):
-                print(f"{contest.work}, {contest.rival}: left out, bf16 is slower here than fp32")
-                continue
             held += memory(contest, Peak(arguments.device))
             cells.append(run(contest, setup, setup.limits))
             print(report.table(cells[-1:]), flush=True)

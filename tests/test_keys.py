@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,24 @@ def test_fold_broadcasts() -> None:
     assert table.shape == (4, 3)
     assert int(table[2, 1]) == int(keys.fold(many[2], 1))
     assert len(set(keys.fold(keys.key(0), torch.arange(100_000)).tolist())) == 100_000
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 2)])
+def test_parts_are_folds(shape: tuple[int, ...]) -> None:
+    root = keys.fold(keys.key(0), torch.arange(8))[: max(1, math.prod(shape))].reshape(shape)
+    found = keys.parts(root, 3)
+    torch.testing.assert_close(found, torch.stack([keys.fold(root, i) for i in range(3)]))
+
+
+def test_draws_stay_as_they_were() -> None:
+    """A run that was stopped goes on with the episodes that it would have had."""
+    at = keys.fold(keys.key(3, "meta_train"), torch.arange(2))
+    assert keys.distinct(at, 1000, 5).tolist() == [
+        [785, 608, 21, 827, 122],
+        [902, 706, 950, 923, 586],
+    ]
+    assert keys.permutation(at, 5).tolist() == [[4, 3, 0, 2, 1], [1, 4, 3, 0, 2]]
+    assert keys.bits(at, 1).tolist() == [[-2090719642762900258], [6332168060683142701]]
 
 
 def test_bits_are_half_ones() -> None:

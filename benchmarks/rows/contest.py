@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tegu import timing
 from tegu.engine.memory import kept
+from tegu.engine.precision import half_pays
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, moved, select
 from tegu.inner import Params
@@ -25,6 +26,7 @@ from tegu.sampling import Tasks
 # How far an answer may be from the loop in float64, as a share of its length.
 MOST = {"fp64": 1e-9, "fp32": 1e-2, "bf16": 0.25}
 GRAPHS = ", CUDA graphs"  # behind a work that tegu replays
+Named = TypeVar("Named", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,19 @@ class Setup:
         """Whether tegu replays CUDA graphs: on a GPU once not and once so."""
         return (False, True) if self.device == "cuda" else (False,)
 
+    def worth(self, contests: Sequence[Named]) -> list[Named]:
+        """The contests, whose first item is a precision, without bf16 where it is slower."""
+        return [one for one in contests if one[0] in self._precisions]
+
+    @property
+    def _precisions(self) -> list[str]:
+        pays = half_pays(torch.device(self.device))
+        return [name for name in timing.DTYPES if name != "bf16" or pays]
+
     @property
     def limits(self) -> dict[str, float]:
-        """The machine's operations per second in either precision, measured now."""
-        return {name: timing.limit(name, self.device) for name in timing.DTYPES}
+        """The machine's operations per second in each precision, measured now."""
+        return {name: timing.limit(name, self.device) for name in self._precisions}
 
 
 @dataclass(frozen=True)

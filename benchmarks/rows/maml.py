@@ -192,6 +192,6 @@ def omniglot(setup: Setup) -> Iterator[Contest]:
         lambda: PlainConv4(5, tracks=False),
         F.cross_entropy,
         drawn,
-        names,
+        setup.worth(names),
         setup.graphs,
     )

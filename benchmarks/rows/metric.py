@@ -125,14 +125,14 @@ def protonet(setup: Setup) -> Iterator[Contest]:
     plain = Loop(network(params), by="plain loop")
     flops = timing.operations(lambda: plain.gradient(some))
     acts: dict[tuple[str, bool, bool], Callable[[int], None]] = {}
-    contests = (
+    contests = [
         ("fp32", False, "easyfsl"),
         ("fp32", True, "easyfsl"),
         ("fp32", True, "plain loop"),
         ("bf16", True, "easyfsl, bf16"),
         ("bf16", True, "easyfsl, fp32"),
-    )
-    for graphs, (precision, compiled, rival) in product(setup.graphs, contests):
+    ]
+    for graphs, (precision, compiled, rival) in product(setup.graphs, setup.worth(contests)):
         way = precision, compiled, graphs
         if way not in acts:
             engine = engine_of(learner, precision, compiled=compiled, graphs=graphs)

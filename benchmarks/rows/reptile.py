@@ -225,7 +225,7 @@ def training(setup: Setup) -> Iterator[Contest]:
     flops = timing.operations(lambda: plain.iterate(some, order[0]))
     acts: dict[tuple[str, bool, bool], Callable[[int], None]] = {}
     contests = [("fp32", "", False), *((*names, True) for names in NAMES)]
-    for graphs, (precision, rounded, compiled) in product(setup.graphs, contests):
+    for graphs, (precision, rounded, compiled) in product(setup.graphs, setup.worth(contests)):
         way = precision, compiled, graphs
         if way not in acts:
             engine = engine_of(learner, precision, compiled=compiled, graphs=graphs)
@@ -304,7 +304,7 @@ def testing(setup: Setup) -> Iterator[Contest]:
     plain = PlainReptile(params, learner, rounded=False)
     flops = timing.operations(lambda: plain.answer(some, order[0], scale))
     acts: dict[tuple[str, bool], Callable[[int], Any]] = {}
-    for graphs, (precision, rounded) in product(setup.graphs, NAMES):
+    for graphs, (precision, rounded) in product(setup.graphs, setup.worth(NAMES)):
         if (precision, graphs) not in acts:
             engine = engine_of(learner, precision, compiled=True, graphs=graphs)
             replies = answer(partial(solved, engine, params, some, at), graphs)

@@ -39,13 +39,14 @@ _M2 = _signed(0x94D049BB133111EB)
 
 
 def _shift(x: Tensor, n: int) -> Tensor:
-    return (x >> n) & ((1 << (64 - n)) - 1)  # logical, where >> on int64 keeps the sign
+    # Logical, where >> on int64 keeps the sign.
+    return (x >> n).bitwise_and_((1 << (64 - n)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _M1
-    x = (x ^ _shift(x, 27)) * _M2
-    return x ^ _shift(x, 31)
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_M1)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_M2)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 def _mixed(x: int) -> int:
@@ -96,6 +97,17 @@ def fold(key: Tensor, data: int | Tensor) -> Tensor:
 def bits(key: Tensor, n: int) -> Tensor:
     """n words of 64 random bits for each key: shape (..., n), int64."""
     return fold(key.unsqueeze(-1), torch.arange(n, device=key.device))
+
+
+def parts(key: Tensor, n: int) -> Tensor:
+    """Keys folded from 0 to n - 1: shape (n, ...), at the cost of little more than one."""
+    return fold(key, _upwards(0, n, key))
+
+
+def _upwards(first: int, n: int, like: Tensor) -> Tensor:
+    """n numbers from the first on, along a new leading axis of a tensor: shape (n, 1, ...)."""
+    numbers = torch.arange(first, first + n, device=like.device)
+    return numbers.reshape(n, *[1] * like.ndim)
 
 
 def uniform(key: Tensor, n: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -172,14 +184,10 @@ def distinct(key: Tensor, population: int | Tensor, n: int) -> Tensor:
         [0, 1, 2, 3]
     """
     size = population if isinstance(population, Tensor) else torch.full_like(key, population)
-    size = size.expand(key.shape)
-    draws = _shift(bits(fold(key, 1), n), 1)
-    chosen: list[Tensor] = []
-    for j in range(n):
-        top = size - n + j
-        pick = draws[..., j] % (top + 1)
-        if chosen:
-            taken = (torch.stack(chosen, -1) == pick.unsqueeze(-1)).any(-1)
-            pick = torch.where(taken, top, pick)
-        chosen.append(pick)
-    return torch.stack(chosen, -1).gather(-1, permutation(fold(key, 2), n))
+    last = size.expand(key.shape) + _upwards(-n, n, key)
+    draws, order = parts(fold(key, _upwards(1, 2, key)), n).unbind(1)  # each (n, ...)
+    picks = _shift(draws, 1) % (last + 1)
+    for j in range(1, n):
+        taken = (picks[:j] == picks[j]).any(0)
+        picks[j] = torch.where(taken, last[j], picks[j])
+    return picks.gather(0, order.argsort(0)).movedim(0, -1)

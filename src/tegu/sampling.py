@@ -115,9 +115,10 @@ class FewShotTasks:
     def episodes(self, index: Tensor) -> Episode:
         device = self.data.examples.device
         at = keys.fold(keys.key(self.seed, self.split, device=device), index.to(device))
-        classes = self._classes(at)
+        _, for_classes, for_rows, for_order, for_group, *for_augment = keys.parts(at, 7)
+        classes = self._classes(for_classes, for_group)
         rows = keys.distinct(
-            keys.fold(keys.fold(at, 2).unsqueeze(-1), torch.arange(self.n_way, device=device)),
+            keys.parts(for_rows, self.n_way).T,
             self.data.counts[classes],
             self.n_shot + self.n_query,
         )  # (T, N, shots + queries), within the class
@@ -125,24 +126,24 @@ class FewShotTasks:
         labels = torch.arange(self.n_way, device=device).expand_as(classes).unsqueeze(-1)
         shots, queries = rows.split([self.n_shot, self.n_query], -1)
         # In class order, the place of a query among the others would give away its label.
-        order = keys.permutation(keys.fold(at, 3), self.n_way * self.n_query)
+        order = keys.permutation(for_order, self.n_way * self.n_query)
         halves = []
         for half, (part, shuffle) in enumerate(((shots, None), (queries, order))):
             chosen = part.flatten(1)
             y = labels.expand_as(part).flatten(1).contiguous()
             if shuffle is not None:
                 chosen, y = chosen.gather(1, shuffle), y.gather(1, shuffle)
-            x = floats(self.data, _at(self.data, chosen), keys.fold(at, 5 + half), self.augment)
+            x = floats(self.data, _at(self.data, chosen), for_augment[half], self.augment)
             halves.append(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(*halves)
 
-    def _classes(self, at: Tensor) -> Tensor:
-        """The classes of episodes with keys `at`, shape (T,): shape (T, N), int64."""
+    def _classes(self, at: Tensor, for_group: Tensor) -> Tensor:
+        """The classes of episodes by keys of shape (T,): shape (T, N), int64."""
         if not self.within:
-            return keys.distinct(keys.fold(at, 1), self.data.n_classes, self.n_way)
+            return keys.distinct(at, self.data.n_classes, self.n_way)
         members, sizes, starts = self._groups
-        group = keys.distinct(keys.fold(at, 4), len(sizes), 1)  # (T, 1)
-        places = keys.distinct(keys.fold(at, 1), sizes[group[:, 0]], self.n_way)
+        group = keys.distinct(for_group, len(sizes), 1)  # (T, 1)
+        places = keys.distinct(at, sizes[group[:, 0]], self.n_way)
         return members[starts[group] + places]
 
 
