@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rows.contest import Contest, Drawn, Setup, answer, check, double, draw, engine_of, told
+from rows.contest import (
+    Contest,
+    Drawn,
+    Setup,
+    answer,
+    check_several,
+    double,
+    draw,
+    engine_of,
+    told,
+)
 from rows.plain import PlainConv4, Rounded, with_weights
 from tegu import keys, recipes, timing
 from tegu.engine.vectorise import Vectorised
@@ -31,6 +41,7 @@ from tegu.learners.finetune import cycle, split
 RECIPE = "reptile-omniglot-5way"
 OUTER_LR = 1.0
 WARM = 30  # meta-iterations before the comparison, so that Adam's state is not empty
+CHECKED = 5  # meta-iterations whose updates are compared
 
 
 def reference(
@@ -212,30 +223,50 @@ def training(setup: Setup) -> Iterator[Contest]:
         orders(learner, e, at, training=True)
         for e, at in zip(drawn.batches, drawn.keys, strict=True)
     ]
-    some, at = drawn[0]
     start, work = exact(params), "Reptile, Omniglot 5-way, one meta-iteration"
     right = {
-        serial: moved(outer(start, double(some), order[0], learner, serial=serial), start)
+        serial: [
+            moved(outer(start, double(drawn[i][0]), order[i], learner, serial=serial), start)
+            for i in range(CHECKED)
+        ]
         for serial in (False, True)
     }
+
+    def checked(
+        who: str, precision: str, found: Callable[[int], Params], *, serial: bool = False
+    ) -> None:
+        ways = [moved(found(i), start) for i in range(CHECKED)]
+        check_several(work, who, precision, list(zip(ways, right[serial], strict=True)))
+
     step = Vectorised(learner, vectorise="vmap").outer_step
-    found, _ = step(start, double(some), at, outer_lr=OUTER_LR)
-    check(work, "tegu", "fp64", moved(found, start), right[False])
+    checked(
+        "tegu",
+        "fp64",
+        lambda i: step(start, double(drawn[i][0]), drawn[i][1], outer_lr=OUTER_LR)[0],
+    )
     plain = PlainReptile(params, learner, rounded=False)
-    flops = timing.operations(lambda: plain.iterate(some, order[0]))
+    flops = timing.operations(lambda: plain.iterate(drawn[0][0], order[0]))
     acts: dict[tuple[str, bool, bool], Callable[[int], None]] = {}
     contests = [("fp32", "", False), *((*names, True) for names in NAMES)]
     for graphs, (precision, rounded, compiled) in product(setup.graphs, setup.worth(contests)):
         way = precision, compiled, graphs
         if way not in acts:
             engine = engine_of(learner, precision, compiled=compiled, graphs=graphs)
-            update = partial(engine.update, params, {}, some, at, outer_lr=OUTER_LR)
-            found, _, _ = answer(update, graphs)
-            check(work, "tegu", precision, moved(found, params), right[False])
+
+            def found(i: int, engine: Vectorised = engine) -> Params:
+                return engine.update(params, {}, *drawn[i], outer_lr=OUTER_LR)[0]
+
+            answer(partial(found, 0), graphs)  # what is checked is replayed
+            checked("tegu", precision, found)
             acts[way] = _stepping(engine, params, drawn)
+
+        def after(i: int, rounded: str = rounded) -> Params:
+            rival = PlainReptile(params, learner, rounded=rounded == "bf16")
+            rival.iterate(drawn[i][0], order[i])
+            return rival.named()
+
+        checked("plain loop", rounded or "fp32", after, serial=True)
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
-        rival.iterate(some, order[0])
-        check(work, "plain loop", rounded or "fp32", moved(rival.named(), params), right[True])
 
         def theirs(i: int, rival: PlainReptile = rival) -> None:
             rival.iterate(drawn[i][0], order[i % len(order)])
@@ -299,8 +330,13 @@ def testing(setup: Setup) -> Iterator[Contest]:
         return engine.predict(params, engine.adapt(params, episodes.support, at), episodes.query)
 
     first = slice(0, few)
+
+    def checked(who: str, precision: str, found: Tensor, *, inside: bool = False) -> None:
+        pairs = [([a], [b]) for a, b in zip(found, right[inside], strict=True)]  # of each task
+        check_several(work, who, precision, pairs)
+
     ours = solved(Vectorised(learner, vectorise="vmap"), start, double(some), at)
-    check(work, "tegu", "fp64", list(ours[first]), right[False])
+    checked("tegu", "fp64", ours[first])
     plain = PlainReptile(params, learner, rounded=False)
     flops = timing.operations(lambda: plain.answer(some, order[0], scale))
     acts: dict[tuple[str, bool], Callable[[int], Any]] = {}
@@ -308,7 +344,7 @@ def testing(setup: Setup) -> Iterator[Contest]:
         if (precision, graphs) not in acts:
             engine = engine_of(learner, precision, compiled=True, graphs=graphs)
             replies = answer(partial(solved, engine, params, some, at), graphs)
-            check(work, "tegu", precision, list(replies[first]), right[False])
+            checked("tegu", precision, replies[first])
 
             def act(i: int, engine: Vectorised = engine) -> Any:
                 return solved(engine, params, *drawn[i])
@@ -316,7 +352,7 @@ def testing(setup: Setup) -> Iterator[Contest]:
             acts[precision, graphs] = act
         rival = PlainReptile(params, learner, rounded=rounded == "bf16")
         found = rival.answer(some, order[0][first], scale)
-        check(work, "plain loop", rounded or "fp32", list(found), right[True])
+        checked("plain loop", rounded or "fp32", found, inside=True)
 
         def theirs(i: int, rival: PlainReptile = rival) -> None:
             rival.answer(drawn[i][0], order[i % len(order)][first], scale)
