@@ -140,7 +140,7 @@ class PlainReptile:
         v = self.network.unnamed({k: inner[f"v/{k}"] for k in weights})
         for name, p in self.network.named_parameters():
             self.optimiser.state[p] = {
-                "step": inner["step"].float().cpu(),
+                "step": inner["step"].float().cpu().clone(),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": v[name].to(p).clone(),
             }
