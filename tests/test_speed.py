@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -99,6 +99,15 @@ def test_a_row_starts_once_it_agrees_with_float64(speed: Any) -> None:
     first = next(iter(speed.ROWS["transductive"](speed.Setup())))
     first.ours(0)
     assert first.per > 0
+
+
+def test_reptile_and_its_plain_loop_agree_with_float64(
+    speed: Any, holding: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    next(iter(speed.ROWS["reptile"](speed.Setup(holding("omniglot")))))
+    said = capsys.readouterr().out
+    for who in ("tegu in fp64", "tegu in fp32", "plain loop in fp32"):
+        assert who in said
 
 
 def test_a_device_that_is_not_there(speed: Any, tmp_path: Path) -> None:
