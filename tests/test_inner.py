@@ -9,7 +9,7 @@ import torch
 from torch.func import vmap
 
 from tegu.errors import InputError
-from tegu.inner import Adam, InnerOptimiser, Params, Sgd, optimiser
+from tegu.inner import Adam, InnerOptimiser, Params, Sgd, gradient, optimiser
 
 OURS = {
     "sgd": Sgd(0.1),
@@ -74,6 +74,32 @@ def test_the_correction_is_exact_after_many_steps_in_fp32() -> None:
         moved = -float(adam.update(p, {"w": torch.tensor(1.0)}, state)[0]["w"])
         expected = math.sqrt((1 - 0.999999**t) / 1e-6)
         assert moved == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_are_the_same_alone_and_under_a_transform() -> None:
+    weights = draw(0)
+    unused = {**weights, "unused": torch.ones(2).double()}
+
+    def loss(w: Params) -> torch.Tensor:
+        return sum((w[name] ** 3).sum() for name in weights)  # type: ignore[return-value]
+
+    transformed, value = gradient(loss, unused)
+    with torch.no_grad():
+        alone, same = gradient(loss, unused)
+    assert not any(g.requires_grad for g in alone.values())
+    torch.testing.assert_close(alone, transformed)
+    torch.testing.assert_close(same, value)
+    for name, w in weights.items():
+        torch.testing.assert_close(alone[name], 3 * w**2)
+    assert not alone["unused"].any()
+
+    def second(w: Params) -> torch.Tensor:
+        return sum(g.sum() for g in gradient(loss, w)[0].values())  # type: ignore[return-value]
+
+    with torch.no_grad():  # whose own derivative is wanted all the same
+        twice = torch.func.grad(second)(unused)
+    for name, w in weights.items():
+        torch.testing.assert_close(twice[name], 6 * w)
 
 
 @pytest.mark.parametrize("ours", OURS.values(), ids=list(OURS))

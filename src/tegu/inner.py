@@ -1,4 +1,4 @@
-"""Inner optimisers: one update of a parameter dict, as a pure function.
+"""The inner loop's parts, as pure functions: a gradient, and optimisers by which it moves weights.
 
 All are differentiable, run under `vmap`, and change none of their arguments.
 Their state is a dict of tensors with names of its own, so that a learner can
@@ -8,15 +8,49 @@ carry it, average it or save it beside its parameters.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.func import grad_and_value
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from tegu.errors import unknown
 
 Params = dict[str, Tensor]
+
+
+def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params, Tensor]:
+    """Gradient of a loss by the weights, and the loss.
+
+    It can be differentiated again and runs under `vmap`. Where neither is asked for, with a
+    task alone after meta-training, torch.autograd finds the same sooner: torch.func keeps what a
+    second derivative would need.
+
+    Args:
+        loss: of weights like these, a scalar.
+        weights: floating tensors by name.
+    """
+    if torch.is_grad_enabled() or not _plain():
+        found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
+        return found
+    leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
+    with torch.enable_grad():
+        value = loss(leaves)
+    grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, grads, strict=True)), value.detach()
+
+
+def _plain() -> bool:
+    """Whether no transform, mode or compiler sees what is computed; False where none can say."""
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return False
+    try:
+        return torch._C._functorch.peek_interpreter_stack() is None
+    except AttributeError:
+        return False
 
 
 class InnerOptimiser(Protocol):

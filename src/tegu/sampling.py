@@ -16,7 +16,6 @@ from tegu.datasets.classes import ClassDataset
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, check_range
 
-
 BLOCK = 1 << 19  # numbers that are made floats at once: a core's cache holds them
 
 

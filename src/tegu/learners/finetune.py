@@ -11,12 +11,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
 
 from tegu import keys
 from tegu.episodes import Examples
 from tegu.errors import InputError, check_range
-from tegu.inner import InnerOptimiser, Params, optimiser
+from tegu.inner import InnerOptimiser, Params, gradient, optimiser
 from tegu.learners.learner import Learner, State
 
 
@@ -139,8 +138,7 @@ class FineTune(Learner):
         def loss(weights: Params) -> Tensor:
             return self.batch_loss(params, {**state, "weights": weights}, support, index)
 
-        found: tuple[Params, Tensor] = grad_and_value(loss)(state["weights"])
-        return found
+        return gradient(loss, state["weights"])
 
     def batch_loss(self, params: Params, state: State, support: Examples, index: Tensor) -> Tensor:
         """Loss of the task's weights on the mini-batch of step `index`."""

@@ -42,13 +42,15 @@ class Body(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to features (B, D)."""
-        x, outputs = x.permute(0, 2, 3, 1), []
+        x = x.permute(0, 2, 3, 1)
+        outputs: list[Tensor] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
             if self.pool:
                 x = max_pool(x)
-            outputs.append(x.flatten(1))
-        return torch.cat(outputs[-self.last :], 1) if self.last > 1 else outputs[-1]
+            outputs = [*outputs, x][-self.last :]
+        features = [x.flatten(1) for x in outputs]
+        return torch.cat(features, 1) if self.last > 1 else features[0]
 
 
 class ConvNet(nn.Module):
