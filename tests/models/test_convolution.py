@@ -139,7 +139,10 @@ def test_patches_are_taken_where_weights_are_a_tasks_own(monkeypatch: pytest.Mon
     vmap(grad(value))(weights, x)
     vmap(lambda w: vmap(value, in_dims=(None, 0))(w, x))(weights)  # of the outer vmap's tasks
     assert taken == [1, 1, 1, 1]
-    make(NARROW, 4, 2)(draw(1, 4, 4, NARROW))
+    narrow, x = make(NARROW, 4, 2), draw(2, 1, 4, 4, NARROW)
+    narrow(x[0])
+    assert taken == [1, 1, 1, 1]
+    vmap(narrow)(x)  # images of several tasks
     assert taken == [1, 1, 1, 1, 2]
 
 

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-NARROW = 8  # input channels up to which patches are faster with shared weights too
+# Input channels up to which patches are faster with shared weights too, for images of several
+# tasks or where a compiler joins them with what stands around.
+NARROW = 8
 
 
 def patches(x: Tensor, stride: int = 2) -> Tensor:
@@ -79,6 +81,10 @@ def per_task(x: Tensor) -> bool:
     return False
 
 
+def _compiling() -> bool:
+    return get_proxy_mode() is not None or torch.compiler.is_compiling()
+
+
 def max_pool(x: Tensor) -> Tensor:
     """The largest of each 2 x 2 square: (B, H, W, C) to (B, floor(H/2), floor(W/2), C).
 
@@ -88,9 +94,8 @@ def max_pool(x: Tensor) -> Tensor:
     does not run, in torch 2.13.)
     """
     batch, height, width, channels = x.shape
-    compiling = get_proxy_mode() is not None or torch.compiler.is_compiling()
     alone = not torch.is_grad_enabled() or not per_task(x)
-    if alone and not compiling and min(height, width) > 1:
+    if alone and not _compiling() and min(height, width) > 1:
         return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).amax((2, 4))
@@ -123,10 +128,11 @@ class Conv(nn.Module):
         if torch.is_autocast_enabled(kind):
             # Rounded once, not in each of nine copies; vmap's convolution does not round at all.
             x, weight = (t.to(torch.get_autocast_dtype(kind)) for t in (x, weight))
-        if per_task(weight) or x.shape[-1] <= NARROW:
+        narrow = x.shape[-1] <= NARROW and (per_task(x) or _compiling())
+        if narrow or per_task(weight):
             columns = patches(x, self.stride)
             return _product(columns, weight)
-        kernel = weight.reshape(3, 3, -1, weight.shape[-1]).permute(3, 2, 0, 1)
+        kernel = weight.reshape(3, 3, -1, weight.shape[-1]).permute(3, 2, 0, 1).contiguous()
         out = F.conv2d(x.permute(0, 3, 1, 2), kernel, stride=self.stride, padding=1)
         return out.permute(0, 2, 3, 1)
 
