@@ -93,6 +93,18 @@ def test_gradients_are_the_same_alone_and_under_a_transform() -> None:
         torch.testing.assert_close(alone[name], 3 * w**2)
     assert not alone["unused"].any()
 
+    with torch.inference_mode():  # of a server, say
+        served = gradient(loss, unused)[0]
+        kept = {name: w.clone() for name, w in unused.items()}
+    torch.testing.assert_close(served, alone)
+    with torch.no_grad():
+        torch.testing.assert_close(gradient(loss, kept)[0], alone)
+
+    with torch.no_grad():
+        nothing, value = gradient(lambda w: torch.ones(()), unused)
+    assert value == 1
+    assert not any(g.any() for g in nothing.values())
+
     def second(w: Params) -> torch.Tensor:
         return sum(g.sum() for g in gradient(loss, w)[0].values())  # type: ignore[return-value]
 

@@ -33,19 +33,24 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
         loss: of weights like these, a scalar.
         weights: floating tensors by name.
     """
-    if torch.is_grad_enabled() or not _plain():
+    again = torch.is_grad_enabled() or not _plain()
+    if again or any(w.is_inference() for w in weights.values()):
         found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
         return found
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     with torch.enable_grad():
         value = loss(leaves)
+    if not value.requires_grad:  # it depends on none of them
+        return {name: torch.zeros_like(w) for name, w in weights.items()}, value
     grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), value.detach()
 
 
 def _plain() -> bool:
     """Whether no transform, mode or compiler sees what is computed; False where none can say."""
-    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+    if torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
+        return False
+    if _get_current_dispatch_mode() is not None:
         return False
     try:
         return torch._C._functorch.peek_interpreter_stack() is None
