@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,6 +149,28 @@ def test_which_of_equals_takes_the_gradient_of_max_pool() -> None:
     assert gradient(x).flatten().tolist() == [0, 1, 0, 0]
     shares = torch.func.vmap(gradient)(x[None]), make_fx(gradient)(x)(x)
     assert [found.flatten().tolist() for found in shares] == [[0, 0.5, 0.5, 0]] * 2
+
+
+def test_max_pool_of_several_tasks_has_the_derivatives_of_amax() -> None:
+    """With several largest values too, of whole numbers, and to the second order."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 3, (3, 2, 5, 4, 2), generator=generator).double()
+    weight = torch.randn(3, 2, 2, 2, 2, generator=generator, dtype=torch.float64)
+
+    def by_amax(x: Tensor) -> Tensor:
+        return x[:, :4].reshape(2, 2, 2, 2, 2, 2).amax((2, 4))
+
+    def slopes(pool: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        def loss(x: Tensor, weight: Tensor) -> Tensor:
+            return (pool(x).pow(3) * weight).sum()
+
+        def slope(x: Tensor, weight: Tensor) -> Tensor:
+            return torch.func.grad(loss)(x, weight).pow(2).sum()
+
+        return [torch.func.vmap(torch.func.grad(f))(x, weight) for f in (loss, slope)]
+
+    assert len(by_amax(x[0]).unique()) < by_amax(x[0]).numel()
+    torch.testing.assert_close(slopes(max_pool), slopes(by_amax))
 
 
 def test_no_head() -> None:

@@ -10,7 +10,7 @@ rounding aside.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,38 @@ def max_pool(x: Tensor) -> Tensor:
     if alone and not _compiling() and min(height, width) > 1:
         return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).amax((2, 4))
+    x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    if torch.compiler.is_compiling():
+        return x.amax((2, 4))
+    largest: Any = _Largest
+    out: Tensor = largest.apply(x)
+    return out
+
+
+class _Largest(torch.autograd.Function):
+    """The largest over axes 2 and 4, with the derivatives of `amax`.
+
+    `amax` counts equals in int64, for each element anew where it is compiled; a processor without
+    AVX-512 is slow to make floats of those.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.amax((2, 4))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, largest = ctx.saved_tensors
+        (grad,) = grads
+        equal = (x == largest[:, :, None, :, None]).to(grad.dtype)
+        shares: Tensor = equal * (grad / equal.sum((2, 4)))[:, :, None, :, None]
+        return shares
 
 
 class Conv(nn.Module):
