@@ -147,6 +147,42 @@ def test_episodes_are_what_they_were(
     assert digest(*batch.support, *batch.query) == expected
 
 
+def test_floats_are_the_same_in_blocks_of_any_size(
+    numbered: ClassDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.arange(26 * 4, dtype=torch.uint8).reshape(26, 1, 2, 2)
+    data = replace(numbered, examples=images, scale=1 / 255)
+    tasks, index = FewShotTasks(data, 3, 2, 1), torch.arange(7)
+    whole = tasks.episodes(index).support.x
+    for block in (1, images[:5].numel()):
+        monkeypatch.setattr("tegu.sampling.BLOCK", block)
+        assert torch.equal(tasks.episodes(index).support.x, whole)
+
+
+def test_examples_of_no_numbers(numbered: ClassDataset) -> None:
+    data = replace(numbered, examples=torch.empty(len(numbered.examples), 0, dtype=torch.uint8))
+    assert FewShotTasks(data, 3, 2, 1).episodes(torch.arange(2)).support.x.shape == (2, 6, 0)
+
+
+def test_rows_that_come_from_elsewhere_are_left_as_they_are(numbered: ClassDataset) -> None:
+    class Held:
+        """Gives one tensor out again and again."""
+
+        device, dtype, out = torch.device("cpu"), torch.float32, torch.ones(2, 6, 3)
+        shape = torch.Size([len(numbered.examples), 3])
+
+        def __len__(self) -> int:
+            return len(numbered.examples)
+
+        def __getitem__(self, at: Tensor) -> Tensor:
+            return self.out[:, : at.shape[1]]
+
+    held: Any = Held()
+    data = replace(numbered, examples=held, scale=0.5)
+    assert bool((FewShotTasks(data, 3, 2, 1).episodes(torch.arange(2)).support.x == 0.5).all())
+    assert bool((held.out == 1).all())
+
+
 def test_channels_are_centred_and_scaled(numbered: ClassDataset) -> None:
     """Class by class the same rows, each channel with numbers of its own."""
     images = (torch.arange(26 * 2 * 3 * 4) % 251).to(torch.uint8).reshape(26, 2, 3, 4)

@@ -232,12 +232,15 @@ def _floats(data: ClassDataset, rows: Tensor) -> Tensor:
     as_stored = data.scale == 1 and examples.dtype.is_floating_point
     if not isinstance(examples, Tensor):
         found = examples[rows]
-        return found if as_stored else found.to(torch.get_default_dtype()).mul_(data.scale)
+        if as_stored:
+            return found
+        return found.to(torch.get_default_dtype(), copy=True).mul_(data.scale)
     # `index_select` copies whole rows, in a tenth of the time that indexing takes.
     if as_stored:
         return examples.index_select(0, flat).reshape(*rows.shape, *shape)
     out = torch.empty(len(flat), *shape, device=examples.device)
-    each = max(1, BLOCK // math.prod(shape)) if examples.device.type == "cpu" else len(flat)
+    fit = BLOCK // max(1, math.prod(shape)) if examples.device.type == "cpu" else len(flat)
+    each = max(1, fit)
     for part, to in zip(flat.split(each), out.split(each), strict=True):
         to.copy_(examples.index_select(0, part)).mul_(data.scale)
     return out.reshape(*rows.shape, *shape)

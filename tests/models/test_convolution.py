@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from tegu.models import convolution
+from tegu.models import Conv4, convolution
 from tegu.models.convolution import NARROW, Conv, patches, per_task
 
 WIDE = NARROW + 2
@@ -158,6 +158,11 @@ def test_a_network_can_be_compiled_in_one_piece() -> None:
     conv, x = make(WIDE, 4, 1), draw(2, 5, 6, WIDE)
     compiled = torch.compile(conv, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), conv(x))
+    pooled, images = Conv4(3, size=16, width=4, pool=True), torch.rand(6, 1, 16, 16)
+    compiled = torch.compile(pooled, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images), pooled(images))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), pooled(images))
 
 
 @pytest.mark.parametrize("in_width", [2, WIDE])

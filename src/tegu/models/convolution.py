@@ -82,7 +82,7 @@ def per_task(x: Tensor) -> bool:
 
 
 def _compiling() -> bool:
-    return get_proxy_mode() is not None or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None  # which it cannot read
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def max_pool(x: Tensor) -> Tensor:
         return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # a reader that warns of functions of one's own
         return x.amax((2, 4))
     largest: Any = _Largest
     out: Tensor = largest.apply(x)
