@@ -5,9 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import struct
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -156,6 +160,32 @@ def test_a_process_that_was_killed_is_told_of(taken: int, tasks: FewShotTasks) -
     with pytest.raises(InputError, match="has ended"):
         for _ in found:
             pass
+
+
+def test_a_process_killed_while_it_writes_is_told_of(
+    tasks: FewShotTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what it drew lies in the pipe then, and who reads waits for the other half."""
+    pools: list[Any] = []
+
+    def made(*args: Any, **settings: Any) -> Any:
+        pools.append(ProcessPoolExecutor(*args, **settings))
+        return pools[-1]
+
+    monkeypatch.setattr(module, "PATIENCE", 0.1, raising=False)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", made)
+    found = batches(tasks, first=0, last=1000, workers=2, **ALL)
+    next(found)
+    next(found)
+    time.sleep(1)  # all that was asked for is drawn, and read
+    a_thousand_bytes = struct.pack("!i", 1000)
+    os.write(pools[0]._result_queue._writer.fileno(), a_thousand_bytes + b"a few")
+    killed, _ = multiprocessing.active_children()
+    os.kill(killed.pid or 0, signal.SIGKILL)
+    with pytest.raises(InputError, match="has ended"):
+        for _ in found:
+            pass
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.gpu

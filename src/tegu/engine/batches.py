@@ -8,11 +8,12 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ from tegu.sampling import Tasks
 
 BLOCK = 32  # meta-iterations whose episodes are drawn together, at most
 BLOCK_BYTES = 64 << 20  # that such a block may have
+
+PATIENCE = 5.0  # seconds of waiting for a draw after which its process is looked at
 
 ALL = slice(None)
 
@@ -135,7 +138,7 @@ def _reader(tasks: Tasks, workers: int, like_these: Episode, stack: ExitStack) -
         def from_processes(index: Tensor) -> Callable[[], Episode]:
             with _ended():
                 coming = pool.submit(_draw, index.numpy())
-            return lambda: _received(coming, like_these)
+            return lambda: _received(coming, pool, like_these)
 
         return from_processes
     if getattr(tasks, "waits", False):
@@ -173,10 +176,27 @@ def _draw(index: np.ndarray) -> list[np.ndarray]:
     return [x.numpy() for x in tensors_of(_tasks.episodes(torch.from_numpy(index)))]
 
 
-def _received(coming: Future[list[np.ndarray]], like_these: Episode) -> Episode:
+def _received(
+    coming: Future[list[np.ndarray]], pool: ProcessPoolExecutor, like_these: Episode
+) -> Episode:
+    while not wait([coming], PATIENCE).done:
+        _break_if_stuck(pool)
     with _ended():
         found: Episode = like(like_these, map(torch.from_numpy, coming.result()))
     return found
+
+
+def _break_if_stuck(pool: Any) -> None:
+    """Has a pool see that one of its processes is gone.
+
+    One that was killed while it wrote has left half of a draw in the pool's pipe. The pool waits
+    for the other half, since it holds the writing end too, and others wait for their turn to write.
+    """
+    processes = list((pool._processes or {}).values())
+    if not all(process.is_alive() for process in processes):
+        for process in processes:
+            process.kill()
+        pool._result_queue._writer.close()
 
 
 @contextmanager
