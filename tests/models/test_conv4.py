@@ -128,8 +128,15 @@ def test_max_pool_is_torchs(height: int, width: int) -> None:
     if height == 1:
         assert max_pool(x).shape == (2, 0, 2, 3)
         return
-    expected = F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-    torch.testing.assert_close(max_pool(x), expected, rtol=0, atol=0)
+    x[0, 0, 1, 2], x[1, 1, 0, 0] = torch.nan, -torch.inf
+    channels_first = x.permute(0, 3, 1, 2).contiguous()
+    expected = F.max_pool2d(channels_first, 2).permute(0, 2, 3, 1)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            for same in (x, channels_first.permute(0, 2, 3, 1)):
+                found = max_pool(same), torch.func.vmap(max_pool)(same[None])[0]
+                for one in found:
+                    torch.testing.assert_close(one, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_max_pool_has_right_derivatives_of_both_orders() -> None:
