@@ -357,17 +357,26 @@ def test_the_outer_step_is_the_learner_s_usual_one(
 
 
 class Dropping(torch.nn.Module):
-    """Every kind of layer that drops activations at random."""
+    """Every kind of layer that drops or scales activations at random."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = torch.nn.Linear(6, 8)
+        self.first = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.RReLU())
+        kinds = (
+            torch.nn.LSTM,
+            torch.nn.GRU,
+            torch.nn.RNN,
+            partial(torch.nn.RNN, nonlinearity="relu"),
+        )
+        self.cells = torch.nn.ModuleList(kind(8, 8, num_layers=2, dropout=0.5) for kind in kinds)
         self.drop = torch.nn.Dropout(0.5)
         self.attention = torch.nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True)
         self.last = torch.nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.drop(self.first(x))[:, None]
+        for cells in self.cells:
+            out = out + cells(out)[0]
         out = torch.nn.functional.scaled_dot_product_attention(out, out, out, None, 0.5)
         return self.last(self.attention(out, out, out, need_weights=False)[0][:, 0])
 
@@ -387,6 +396,30 @@ def test_layers_of_dropout_drop_nothing(toy_data: tegu.ClassDataset) -> None:
     x = toy_data.examples[:6]
     task = found[0].adapt(x, list("ababab"))
     assert torch.equal(task.outputs(x), task.outputs(x))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "rrelu", "lstm"])
+def test_one_kind_of_random_layer_is_enough(kind: str) -> None:
+    """Each is looked for by itself: where there is none, a pass is left as it is."""
+    first = {
+        "dropout": torch.nn.Dropout(0.5),
+        "rrelu": torch.nn.RReLU(),
+        "lstm": torch.nn.LSTM(6, 6, num_layers=2, dropout=0.5),
+    }[kind]
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = first, torch.nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.first(x[None])
+            return self.last((out[0] if isinstance(out, tuple) else out)[0])
+
+    learner = tegu.Reptile(model=Model())
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    outputs = [learner.forward(learner.init(), x) for _ in range(2)]
+    assert torch.equal(*outputs)
 
 
 def test_a_refused_training_leaves_its_folder_free(

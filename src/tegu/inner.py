@@ -33,7 +33,7 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
         loss: of weights like these, a scalar.
         weights: floating tensors by name.
     """
-    again = torch.is_grad_enabled() or not _plain()
+    again = torch.is_grad_enabled() or not plain()
     if again or any(w.is_inference() for w in weights.values()):
         found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
         return found
@@ -46,7 +46,7 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
     return dict(zip(leaves, grads, strict=True)), value.detach()
 
 
-def _plain() -> bool:
+def plain() -> bool:
     """Whether no transform, mode or compiler sees what is computed; False where none can say."""
     if torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
         return False

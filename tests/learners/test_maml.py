@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,13 @@ from tegu import keys
 from tegu.datasets.classes import ClassDataset
 from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode, Examples, select
-from tegu.learners import Maml
+from tegu.inner import Params
+from tegu.learners import IMaml, Maml
 from tegu.losses import squared_error
 from tegu.models import Mlp
 from tegu.sampling import FewShotTasks
 
+Slopes = Callable[..., tuple[Tensor, Tensor]]  # of conftest.py
 KEYS = keys.fold(keys.key(0), torch.arange(3))
 STEPS = (1, 2, 5)
 
@@ -46,6 +49,44 @@ class Point(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w.expand_as(x)
+
+
+class Attending(nn.Module):
+    """torch's attention by its fused kernel, which has no second derivative of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(2, 1, 4, activation=torch.tanh, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layer(x.unflatten(1, (3, 2))).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Maml, IMaml])
+def test_attention_has_a_second_derivative(episodes: Episode, kind: type[Maml | IMaml]) -> None:
+    torch.manual_seed(0)
+    learner = kind(model=Attending().double(), inner_lr=0.1)
+    params = learner.init()
+    looped, side_by_side = (
+        Vectorised(learner, vectorise=how).outer_gradient(params, episodes, KEYS)[0]
+        for how in ("loop", "vmap")
+    )
+    torch.testing.assert_close(looped, side_by_side)
+
+
+def test_attentions_gradient_is_the_slope(episodes: Episode, slopes: Slopes) -> None:
+    torch.manual_seed(0)
+    learner = Maml(model=Attending().double(), inner_lr=0.1, inner_steps=2)
+    params = learner.init()
+    found, _ = Vectorised(learner).outer_gradient(params, episodes, KEYS)
+
+    def mean_loss(params: Params) -> Tensor:
+        return Vectorised(learner).outer_gradient(params, episodes, KEYS)[1]
+
+    by_gradient, by_differences = slopes(mean_loss, params, found)
+    torch.testing.assert_close(by_gradient, by_differences, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("steps", STEPS)

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
-from tegu.inner import Params
+from tegu.inner import Params, plain
 from tegu.losses import Loss, cross_entropy, gaussian
 from tegu.models.norm import BatchNorm, foreign, layers, statistics, unbuffered
 
@@ -335,7 +336,7 @@ class Learner:
                 buffers[prefix + name] = params[prefix + TRACKED + name]
         inside = {name: p for name, p in params.items() if name in known}
         source = "running" if running else "batch"
-        with statistics(source, mask, foreign=foreign(module), seen=seen):
+        with statistics(source, mask, foreign=foreign(module), seen=seen), _attention():
             out: Tensor = functional_call(module, {**buffers, **inside}, (x, *more))
         if training:
             for name in tracked:
@@ -354,7 +355,7 @@ class Learner:
         known = {name for name, _ in self.model.named_parameters()}
         inside = {f"model.{name}": p for name, p in params.items() if name in known}
         buffers = {f"model.{name}": b.clone() for name, b in self.model.named_buffers()}
-        with statistics("batch", foreign=foreign(self.model)):
+        with statistics("batch", foreign=foreign(self.model)), _attention():
             return functional_call(_Method(self.model, method), {**buffers, **inside}, given)
 
     def uses_statistics(self) -> bool:
@@ -392,6 +393,15 @@ _KINDS = ("running_mean", "running_var")
 def _member(model: nn.Module, name: str) -> Any:
     """A method of the model, or a module anywhere inside it; None where there is none."""
     return dict(model.named_modules()).get(name) or getattr(model, name, None)
+
+
+def _attention() -> AbstractContextManager[None]:
+    """Has torch's attention computed so that it runs under `vmap` and is differentiated twice.
+
+    Its fused kernels are run task by task, and have no second derivative.
+    """
+    written_out: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return nullcontext() if plain() else written_out
 
 
 class _Method(nn.Module):

@@ -191,6 +191,11 @@ class _Foreign(TorchFunctionMode):
             return _instance_norm(*args, **kwargs)
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
+        if func in _RECURRENT:  # given the places of bias, number of layers and dropout
+            at = next(i for i, given in enumerate(args) if isinstance(given, bool)) + 2
+            return func(*args[:at], 0.0, *args[at + 1 :], **kwargs)
+        if func is F.rrelu:
+            return _rrelu(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return func(*args, **{**kwargs, "training": False})
         if func is F.scaled_dot_product_attention:
@@ -227,7 +232,14 @@ _DROPOUTS = (
 )
 
 
+_RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+
+
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+
+
+def _rrelu(input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *_: Any, **__: Any) -> Tensor:
+    return F.leaky_relu(input, (lower + upper) / 2)  # which `vmap` can run
 
 
 def _layer_norm(
@@ -263,10 +275,11 @@ def _all(mask: Tensor) -> bool:
 
 
 def drops(model: nn.Module) -> bool:
-    """Whether the model has layers of torch's that drop activations at random."""
+    """Whether the model has layers of torch's that drop or scale activations at random."""
     return any(
         (isinstance(module, _DropoutNd) and module.p > 0)
-        or (isinstance(module, nn.MultiheadAttention) and module.dropout > 0)
+        or (isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0)
+        or isinstance(module, nn.RReLU)
         for module in model.modules()
     )
 
