@@ -246,6 +246,22 @@ def test_evaluate_is_adapting_and_asking(
     assert other.value == pytest.approx(1 - result.value)
 
 
+def test_evaluate_with_fewer_ways_is_adapting_and_asking(toy_data: tegu.ClassDataset) -> None:
+    """A learned task of two classes cannot answer with the model's other outputs."""
+    tasks = tegu.FewShotTasks(toy_data, 2, 1, 3)
+    learned = tegu.MetaLearned(maml(8, inner_lr=0.001), maml(8).init())
+    (found,) = learned.evaluate(tasks, episodes=40)
+    episodes, right = tasks.episodes(torch.arange(40)), []
+    for support, query in zip(
+        zip(episodes.support.x, episodes.support.y, strict=True),
+        zip(episodes.query.x, episodes.query.y, strict=True),
+        strict=True,
+    ):
+        answers = learned.adapt(support[0], support[1]).predict(query[0])
+        right.append(sum(a == b for a, b in zip(answers, query[1].tolist(), strict=True)) / 6)
+    assert found.value == pytest.approx(sum(right) / 40)
+
+
 def test_evaluate_takes_the_ways_of_the_tasks(toy_images: tegu.ClassDataset) -> None:
     """As adapting does, where the learner has no output for each class."""
     model = tegu.models.Conv4(0, size=8, width=4)

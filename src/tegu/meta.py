@@ -179,7 +179,8 @@ class MetaLearned:
             seconds: end after so much time, with as many episodes as were scored by then.
             seed: of the learner's own random numbers.
             score: of one episode's outputs and queries; None for the one that goes with the
-                learner's loss.
+                learner's loss. Outputs beyond the ways of the tasks are left out, as a
+                learned task leaves them out.
             metric: what the score is called; None likewise.
             normalisations: score the same tasks under each; by default under the learner's own.
             progress: told the number of episodes done and the mean so far.
@@ -200,7 +201,7 @@ class MetaLearned:
                 at_once=at_once,
                 seconds=seconds,
                 seed=seed,
-                score=score or measure.score,
+                score=_of_ways(score or measure.score, n_way),
                 metric=metric or measure.metric,
                 normalisations=normalisations,
                 progress=progress,
@@ -322,6 +323,13 @@ def _check_tasks(learner: Learner, tasks: Tasks) -> None:
             )
         return
     _check_outputs(learner, tasks)
+
+
+def _of_ways(score: Score, n_way: int) -> Score:
+    """A score of the outputs that tasks of so many ways have; of all where 0."""
+    if not n_way:
+        return score
+    return lambda outputs, query: score(outputs[..., :n_way], query)
 
 
 def _check_outputs(learner: Learner, tasks: Tasks) -> None:
