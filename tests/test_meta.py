@@ -295,6 +295,51 @@ def test_save_and_load(
         tegu.MetaLearned.load(tmp_path / "kept" / "reptile.safetensors", learner(carry=False))
 
 
+def test_frozen_parts_are_those_that_something_was_learned_beside(
+    toy_data: tegu.ClassDataset, tmp_path: Path
+) -> None:
+    """No file holds them, so another draw of them would answer otherwise, in silence."""
+
+    def reptile(seed: int, **settings: Any) -> tegu.Reptile:
+        torch.manual_seed(seed)
+        frozen = torch.nn.Linear(6, 8).requires_grad_(False)
+        trained = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+        model = torch.nn.Sequential(frozen, *trained)
+        model.register_buffer("mean", torch.randn(3))
+        model[1].running_mean += seed  # which is read by nobody
+        return tegu.Reptile(model=model, inner_steps=1, **settings)
+
+    tasks, run = tegu.FewShotTasks(toy_data, 3, 2, 0), {"run": tmp_path / "run"}
+    learned = tegu.meta_train(reptile(0), tasks, meta_iterations=2, **run)
+    task, x = learned.adapt(toy_data.examples[:6], list("ababab")), toy_data.examples[:9]
+    learned.save(tmp_path / "learned")
+    task.save(tmp_path / "task")
+    same, other = reptile(0), reptile(1)
+    same.model[1].running_mean += 5
+    assert torch.equal(tegu.Adapted.load(tmp_path / "task", same).outputs(x), task.outputs(x))
+    tegu.MetaLearned.load(tmp_path / "learned", replace(same, model=same.model.double()))
+    tegu.meta_train(reptile(0), tasks, meta_iterations=2, resume=True, **run)
+    for again in (
+        lambda: tegu.Adapted.load(tmp_path / "task", other),
+        lambda: tegu.MetaLearned.load(tmp_path / "learned", other),
+        lambda: tegu.MetaLearned.load(tmp_path / "run" / "checkpoint.safetensors", other),
+        lambda: tegu.meta_train(other, tasks, meta_iterations=2, resume=True, **run),
+    ):
+        with pytest.raises(InputError, match="was learned beside another 'mean'"):
+            again()
+
+
+def test_running_statistics_that_are_read_are_fixed() -> None:
+    """MAML under `running` reads the model's own, which nothing follows."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    one = tegu.learners.Maml(model=model, normalisation="running")
+    before, tracked = one.fixed(), replace(one, normalisation="transductive").fixed()
+    model(torch.randn(4, 2))
+    names = ["1.running_mean", "1.running_var"]
+    assert [name for name, digest in one.fixed().items() if before[name] != digest] == names
+    assert tracked == {}
+
+
 def test_a_run_can_be_resumed_and_loaded(toy_data: tegu.ClassDataset, tmp_path: Path) -> None:
     tasks, told = tegu.FewShotTasks(toy_data, 3, 2, 0), []
 

@@ -93,6 +93,8 @@ class Adapted:
     def save(self, path: str | Path) -> None:
         """Writes the learned task to one file that answers by itself, whole or not at all.
 
+        Frozen parameters and buffers stay with the model; the file has digests of them.
+
         Raises:
             InputError: a label is neither text nor number, or the disk has no room.
         """
@@ -110,13 +112,15 @@ class Adapted:
             "n_targets": self.n_targets,
             "learner": self.learner.name,
         }
-        save_checkpoint(Path(path), Checkpoint(self.params, tensors, 0, 0, json.dumps(told), {}))
+        notes = {"fixed": self.learner.fixed()}
+        saved = Checkpoint(self.params, tensors, 0, 0, json.dumps(told), notes)
+        save_checkpoint(Path(path), saved)
 
     @classmethod
     def load(cls, path: str | Path, learner: Learner) -> Adapted:
         """Reads a file of `save`, for a learner built as the one that wrote it."""
         saved = load_checkpoint(Path(path))
-        params = fitting(saved.params, learner, where=path)
+        params = fitting(saved.params, learner, where=path, fixed=saved.notes.get("fixed"))
         device = next(iter(params.values())).device
         with described(path, "learned task", "Adapted.save"):
             told = json.loads(saved.recipe)
@@ -134,16 +138,18 @@ class Adapted:
         return cls(own, params, state, labels, n_targets)
 
 
-def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
-    """The parameters, if they are those of the learner.
+def fitting(params: Params, learner: Learner, *, where: str | Path, fixed: Any = None) -> Params:
+    """What was meta-learned, if it is the learner's.
 
     Args:
         params: read from a file.
         learner: built as it was when the file was written.
         where: the file.
+        fixed: the file's note of `Learner.fixed`; earlier versions made none.
 
     Raises:
-        InputError: names or shapes differ from the learner's.
+        InputError: names or shapes of parameters differ from the learner's, or the model's
+            frozen parameters and buffers from those that it had.
     """
     with alone(learner.model):
         expected = learner.init()
@@ -153,6 +159,8 @@ def fitting(params: Params, learner: Learner, *, where: str | Path) -> Params:
             f"{len(expected)} tensors of the learner's own names and shapes",
             "Build the learner and its model with the settings they were trained with.",
         )
+    with alone(learner.model):
+        learner.check_fixed(fixed, where=where)
     return {name: value.to(expected[name].device) for name, value in params.items()}
 
 

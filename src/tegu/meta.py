@@ -208,14 +208,20 @@ class MetaLearned:
             )
 
     def save(self, path: str | Path) -> None:
-        """Writes what was meta-learned to one file, whole or not at all."""
+        """Writes what was meta-learned to one file, whole or not at all.
+
+        Frozen parameters and buffers stay with the model; the file has digests of them.
+        """
         name = f"{self.learner.name}/{type(self.learner.model).__name__}"
-        save_checkpoint(Path(path), Checkpoint(self.params, {}, 0, 0, name, {}))
+        notes = {"fixed": self.learner.fixed()}
+        save_checkpoint(Path(path), Checkpoint(self.params, {}, 0, 0, name, notes))
 
     @classmethod
     def load(cls, path: str | Path, learner: Learner) -> MetaLearned:
         """Reads a file of `save`, or a run's checkpoint, for a learner built alike."""
-        return cls(learner, fitting(load_checkpoint(Path(path)).params, learner, where=path))
+        saved = load_checkpoint(Path(path))
+        fixed = saved.notes.get("fixed")
+        return cls(learner, fitting(saved.params, learner, where=path, fixed=fixed))
 
 
 def meta_train(

@@ -33,11 +33,12 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     """
     place = expanded(folder)
     plain = recipe_of(place)
-    params = checkpoint_of(place, plain).params
+    saved = checkpoint_of(place, plain)
     # What served the training would change the program that this one is part of.
     serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
-    learner = Job(recipes.parse(plain, serving), n_classes=classes_of(params)).learner
-    return MetaLearned(learner, fitting(params, learner, where=place / CHECKPOINT))
+    learner = Job(recipes.parse(plain, serving), n_classes=classes_of(saved.params)).learner
+    where, fixed = place / CHECKPOINT, saved.notes.get("fixed")
+    return MetaLearned(learner, fitting(saved.params, learner, where=where, fixed=fixed))
 
 
 def classes_of(params: Params) -> int:

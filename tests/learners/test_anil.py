@@ -260,3 +260,21 @@ def test_a_frozen_head(episodes: Episode) -> None:
     learner = learner_of(model)
     with pytest.raises(InputError, match="without a module named head to be trained"):
         learner.adapt(learner.init(), select(episodes, 0).support, KEYS[0])
+
+
+def test_a_head_that_shares_weights_with_its_body(episodes: Episode) -> None:
+    """A task changes the head alone, so that the two would part."""
+
+    class Tied(Network):
+        def __init__(self, *, trained: bool) -> None:
+            super().__init__()
+            self.body[0] = nn.Linear(6, 6)
+            self.body[1] = nn.BatchNorm1d(6)
+            self.head = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+            self.head[0].weight = self.body[0].weight.requires_grad_(trained)
+
+    frozen = learner_of(Tied(trained=False))
+    Vectorised(frozen).adapt(frozen.init(), episodes.support, KEYS)
+    tied = learner_of(Tied(trained=True))
+    with pytest.raises(InputError, match="weights that body and head of Tied share"):
+        Vectorised(tied).adapt(tied.init(), episodes.support, KEYS)

@@ -129,6 +129,7 @@ class _Sitting:
         ranks: the processes that share the work.
         params: what has been meta-learned.
         outer: the outer optimiser's state.
+        fixed: the learner's `fixed`.
         report: how far the run has come.
         earlier: losses since the last report, from before the run was resumed.
         logged: sum and number of the losses reported since the last row of the metrics.
@@ -140,6 +141,7 @@ class _Sitting:
     ranks: Ranks
     params: Params
     outer: Params
+    fixed: dict[str, str]
     report: Progress
     earlier: list[float]
     logged: list[float]
@@ -234,6 +236,7 @@ class _Sitting:
                 "logged": self.logged,
                 "precision": self.report.precision,
                 "commits": self.report.commits,
+                "fixed": self.fixed,
                 "peak_bytes": self.report.peak_bytes,
             }
             save_checkpoint(
@@ -295,7 +298,7 @@ def _sitting(
     # Where the tasks are drawn, unless that is the processor.
     device = drawn if drawn.type != "cpu" else next(iter(params.values())).device
     params = {k: v.to(device) for k, v in params.items()}
-    start = params, engine.outer_state(params)
+    start, fixed = (params, engine.outer_state(params)), engine.learner.fixed()
 
     def begin() -> tuple[list[Any], tuple[Params, ...]]:
         saved = run.open(resume=resume) if run else None
@@ -318,6 +321,7 @@ def _sitting(
                 "a checkpoint of the same model",
                 "Choose another folder.",
             )
+        engine.learner.check_fixed(saved.notes.get("fixed"), where=run.checkpoint)
         told = [saved.iteration, *_noted(saved.notes, run.checkpoint)]
         return [*told, saved.notes.get("precision", engine.precision)], kept
 
@@ -331,7 +335,7 @@ def _sitting(
     report.commits, report.peak_bytes, report.precision = tuple(commits), peak, precision
     if not ranks.first:
         run = progress = None
-    return _Sitting(settings, run, progress, ranks, params, outer, report, losses, logged)
+    return _Sitting(settings, run, progress, ranks, params, outer, fixed, report, losses, logged)
 
 
 def _noted(notes: dict[str, Any], file: Path) -> list[Any]:

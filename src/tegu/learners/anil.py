@@ -64,7 +64,20 @@ class Anil(Maml):
                 "a model whose forward is head(body(x)), of two modules",
                 "Name these parts of the model so, or tell the learner: body=NAME, head=NAME.",
             )
+        self._check_apart()
         return found
+
+    def _check_apart(self) -> None:
+        body, head = (
+            {id(p) for p in self._part(name).parameters() if p.requires_grad}
+            for name in (self.body, self.head)
+        )
+        if body & head:
+            raise InputError(
+                f"weights that {self.body} and {self.head} of {type(self.model).__name__} share",
+                "a head with weights of its own, since a task changes the head alone",
+                "Untie them, or take maml or reptile.",
+            )
 
     def begin(self, params: Params, support: Examples, key: Tensor, *, training: bool) -> State:
         state = super().begin(params, support, key, training=training)

@@ -14,10 +14,12 @@ knows the engine, and no function changes its arguments or the model.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -173,6 +175,35 @@ class Learner:
             return {}
         names = {f"{n}.{kind}" for n in layers(self.model) for kind in _KINDS}
         return {n: b for n, b in self.model.named_buffers() if n in names}
+
+    def fixed(self) -> dict[str, str]:
+        """What an answer depends on beside what is meta-learned, by name: digests of it.
+
+        Frozen parameters and the buffers that `state_dict` has; statistics of batch normalisation
+        only where `running` reads the model's own.
+        """
+        model = self.model
+        read = self.normalisation == "running" and not self.tracked()
+        unread = {f"{n}.{k}" for n in ([] if read else layers(model)) for k in _KINDS}
+        counts = {f"{n}.num_batches_tracked" for n in layers(model)}
+        left = {n for n, p in model.named_parameters() if p.requires_grad} | unread | counts
+        rest = {n: v for n, v in model.state_dict().items() if n not in left}
+        return {n: _digest(v) for n, v in rest.items() if isinstance(v, Tensor)}
+
+    def check_fixed(self, told: Any, *, where: str | Path) -> None:
+        """Refuses other frozen parts of the model than those that something was learned beside.
+
+        Args:
+            told: `fixed` of then; what is no dict, or leaves a name out, is not compared.
+            where: the file that tells it.
+        """
+        now = self.fixed() if isinstance(told, dict) else {}
+        if other := [name for name in now if told.get(name, now[name]) != now[name]]:
+            raise InputError(
+                f"{where} was learned beside another '{other[0]}', which no file of tegu's holds",
+                "the frozen parameters and buffers that the model had then",
+                "Load them into the model first, or seed what draws them.",
+            )
 
     # Phase 2: learn a task.
 
@@ -393,6 +424,14 @@ _KINDS = ("running_mean", "running_var")
 def _member(model: nn.Module, name: str) -> Any:
     """A method of the model, or a module anywhere inside it; None where there is none."""
     return dict(model.named_modules()).get(name) or getattr(model, name, None)
+
+
+def _digest(value: Tensor) -> str:
+    """The same on every device and in float32 and float64."""
+    plain = value.detach().cpu().contiguous()
+    plain = plain.float() if plain.is_floating_point() else plain
+    content = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tuple(plain.shape)}".encode() + content).hexdigest()
 
 
 def _attention() -> AbstractContextManager[None]:
