@@ -298,7 +298,8 @@ def test_stopped_twice(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 def test_resuming_what_is_done_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     document(capsys, "train", *GLYPHS, "--run", "r")
     before = digest("r")
-    found = document(capsys, "train", *GLYPHS, "--run", "r", "--resume")
+    found = document(capsys, "train", "--run", "r", "--resume")  # its settings are in the folder
+    assert found == document(capsys, "train", *GLYPHS, "--run", "r", "--resume")
     assert (found["meta_iterations"], found["loss"]) == (4, None)
     assert digest("r") == before
 

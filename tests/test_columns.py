@@ -166,3 +166,21 @@ def test_tables_that_are_none(values: Any, labels: Any, text: str) -> None:
 
 def test_a_path_may_be_a_text(tmp_path: Path) -> None:
     assert read_columns(str(write(tmp_path, "1,2\n3,4\n"))).values.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (",a,b\n0,1.5,2\n1,2.5,3\n7,3.5,4\n", ("a", "b")),
+        (",a,b\n0,1.5,2\n0,2.5,3\n", ("column 1", "a", "b")),
+        (",a,b\n0.5,1.5,2\n1,2.5,3\n", ("column 1", "a", "b")),
+        ("row,a,b\n0,1.5,2\n1,2.5,3\n", ("row", "a", "b")),
+    ],
+    ids=["an index", "one number twice", "no whole numbers", "with a name"],
+)
+def test_an_index_as_pandas_writes_it(text: str, names: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    found = read_columns(tmp_path / "table.csv")
+    assert found.names == names
+    assert found.values.shape[1] == len(names)
+    assert found.values[1, -1] == 3

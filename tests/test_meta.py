@@ -205,7 +205,7 @@ def test_a_run_with_augmentation_is_another(toy_images: tegu.ClassDataset, tmp_p
         run = tmp_path / str(tasks.augment is None)
         tegu.meta_train(learner, tasks, meta_iterations=1, run=run)
         other = replace(tasks, augment=None if tasks.augment else tegu.datasets.augment.flip)
-        with pytest.raises(InputError, match=r"with other settings \(tasks differ\)"):
+        with pytest.raises(InputError, match=r"with other settings \(tasks"):
             tegu.meta_train(learner, other, meta_iterations=1, run=run, resume=True)
 
 
@@ -360,10 +360,10 @@ def test_a_run_can_be_resumed_and_loaded(toy_data: tegu.ClassDataset, tmp_path: 
     assert load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").iteration == 40
     tanh = tegu.models.Mlp(6, 3, hidden=(8,), activation="tanh")
     for other in (learner(inner_lr=0.1), replace(learner(), model=tanh)):
-        with pytest.raises(InputError, match=r"other settings \(learner differ\)"):
+        with pytest.raises(InputError, match=r"other settings \(learner"):
             tegu.meta_train(other, tasks, resume=True, **settings)
     few = toy_data.where(lambda name: name != "a")
-    with pytest.raises(InputError, match=r"other settings \(tasks differ\)"):
+    with pytest.raises(InputError, match=r"other settings \(tasks"):
         tegu.meta_train(learner(), tegu.FewShotTasks(few, 3, 2, 0), resume=True, **settings)
 
 

@@ -78,7 +78,9 @@ def read_columns(path: str | Path, *, environment: str | None = None) -> Columns
 
     Args:
         path: a file in UTF-8. A first line without any number is a header; empty lines, and
-            lines that begin with "#", do not count.
+            lines that begin with "#", do not count. A first column without a name in a header,
+            of whole numbers of which none comes twice, is an index as pandas writes it, and
+            left out.
         environment: name or number, counted from 1, of the column of labels; all the others
             hold numbers.
 
@@ -90,6 +92,7 @@ def read_columns(path: str | Path, *, environment: str | None = None) -> Columns
     rows = _cells(path)
     first = next(rows)
     names = [f"column {i + 1}" for i in range(len(first[1]))]
+    unnamed = len(names) > 1 and not first[1][0].strip()
     if any(_number(cell) is not None for cell in first[1]):
         rows = itertools.chain([first], rows)
     else:
@@ -122,7 +125,13 @@ def read_columns(path: str | Path, *, environment: str | None = None) -> Columns
             "Check that it is the right file.",
         )
     values = np.frombuffer(numbers).reshape(-1, len(kept)) if kept else np.empty((len(labels), 0))
+    if unnamed and at != 0 and _is_index(values[:, 0]):
+        kept, values = kept[1:], values[:, 1:]
     return Columns(kept, values, None if at is None else tuple(labels))
+
+
+def _is_index(values: np.ndarray) -> bool:
+    return bool((values == values.round()).all()) and len(np.unique(values)) == len(values)
 
 
 def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -351,7 +351,10 @@ def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> 
     refused(Run(folder, RECIPE), r"holds a run already; expected a new.*--resume", resume=False)
     other = {**RECIPE, "seed": 4, "new": 1}
     for resume in (True, False):
-        text = r"belongs to a run with other settings \(new, seed differ\); expected the settings"
+        text = (
+            r"belongs to a run with other settings \(new unset there, 1 here; "
+            rf"seed {RECIPE['seed']} there, 4 here\); expected the settings"
+        )
         refused(Run(folder, other), text, resume=resume)
 
     (tmp_path / "papers").mkdir()

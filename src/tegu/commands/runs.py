@@ -43,8 +43,11 @@ def train(
     arguments: argparse.Namespace, overrides: dict[str, Any], ranks: Ranks = ALONE
 ) -> Outcome:
     """Meta-learning into a run folder, with pictures of how it went."""
+    begun = ranks.from_first(lambda: (_begun(arguments), ()))[0]
     with ranks.agreement():
-        if arguments.recipe is None:
+        if begun is not None:
+            recipe = recipes.parse(begun, overrides)
+        elif arguments.recipe is None:
             data, learner = overrides.get("data.name", "glyphs"), overrides.get("learner.name")
             if learner is None:
                 learner = "maml" if data == "sinusoids" else "reptile"
@@ -74,6 +77,13 @@ def train(
     if type(job.recipe.data).read is not Source.read:
         text.append(f"or:   tegu predict {place} EXAMPLES FILE, for files of yours")
     return document, "\n".join(text)
+
+
+def _begun(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings of a run that is to go on, where the command line names no recipe."""
+    if arguments.recipe is not None or not arguments.resume or arguments.run is None:
+        return None
+    return recipe_of(arguments.run) if (arguments.run / "recipe.json").exists() else None
 
 
 def reproduce(

@@ -21,6 +21,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+SHOWN = 4  # settings that differ, told with their values
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 CLASSES = "classes.json"
 LONGEST = 1 << 30  # bytes of it; a longer list is not kept
@@ -165,9 +166,8 @@ class Run:
             ) from failure
         mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
         if not self.same(other, mine):
-            changed = sorted(k for k in {*other, *mine} if other.get(k) != mine.get(k))
             raise InputError(
-                f"{self.folder} belongs to a run with other settings ({', '.join(changed)} differ)",
+                f"{self.folder} belongs to a run with other settings ({_changes(other, mine)})",
                 "the settings that the run was started with",
                 "Use those settings, or choose another folder.",
             )
@@ -246,4 +246,26 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
                 "Move the file away to go on without its learning curve.",
             ) from failure
         found.append(values)
+    return found
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first of the settings that differ, with their values; only names of what is long."""
+    one, other = _flat(before), _flat(now)
+    told = []
+    for name in sorted(k for k in {*one, *other} if one.get(k) != other.get(k)):
+        was, is_now = (json.dumps(side[name]) if name in side else "unset" for side in (one, other))
+        short = len(was) + len(is_now) < 60
+        told.append(f"{name} {was} there, {is_now} here" if short else f"{name} differs")
+    more = [f"{len(told) - SHOWN} more"] if len(told) > SHOWN else []
+    return "; ".join([*told[:SHOWN], *more])
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(settings, dict):
+        return {prefix: settings}
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
     return found
