@@ -295,6 +295,24 @@ def test_save_and_load(
         tegu.MetaLearned.load(tmp_path / "kept" / "reptile.safetensors", learner(carry=False))
 
 
+@pytest.mark.parametrize("kind", ["maml", "reptile", "baseline"])
+def test_a_task_is_learnt_in_inference_mode_too(kind: str, toy_data: tegu.ClassDataset) -> None:
+    """As a server has it: torch 2.11 found gradients of zero there, and nothing was learnt."""
+    learner: Any = maml()
+    if kind == "reptile":
+        learner = tegu.Reptile(model=tegu.models.Mlp(6, 3, hidden=(8,)))
+    if kind == "baseline":
+        body = tegu.models.Mlp(6, 0, hidden=(8,))
+        learner = tegu.learners.Baseline(model=body, n_way=3, n_classes=toy_data.n_classes)
+    params, x, y = learner.init(), toy_data.examples[:12], list("abcabcabcabc")
+    expected = tegu.MetaLearned(learner, params).adapt(x, y).outputs(x)
+    with torch.inference_mode():
+        of_it = {name: p.clone() for name, p in params.items()}
+        for kept in (params, of_it):
+            found = tegu.MetaLearned(learner, kept).adapt(x.clone(), y).outputs(x)
+            torch.testing.assert_close(found, expected)
+
+
 def test_frozen_parts_are_those_that_something_was_learned_beside(
     toy_data: tegu.ClassDataset, tmp_path: Path
 ) -> None:

@@ -8,7 +8,8 @@ carry it, average it or save it beside its parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +36,8 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
     """
     again = torch.is_grad_enabled() or not plain()
     if again or any(w.is_inference() for w in weights.values()):
-        found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
+        with out_of_inference():
+            found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
         return found
     leaves = {name: w.detach().requires_grad_() for name, w in weights.items()}
     with torch.enable_grad():
@@ -44,6 +46,16 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
         return {name: torch.zeros_like(w) for name, w in weights.items()}, value
     grads = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, grads, strict=True)), value.detach()
+
+
+@contextmanager
+def out_of_inference() -> Iterator[None]:
+    """Leaves inference mode, in which torch.func of torch 2.11 finds gradients of zero."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
 
 
 def plain() -> bool:

@@ -416,8 +416,7 @@ def learners_of_every_way() -> dict[str, tuple[Learner, bool]]:
 
 
 @pytest.mark.skipif(
-    torch.__version__ < "2.12" and "AVX512" in torch.backends.cpu.get_cpu_capability(),
-    reason="the compiler of torch 2.11 fails on float64 there",
+    torch.__version__ < "2.12", reason="the compiler of torch 2.11 fails on float64"
 )
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -27,7 +27,7 @@ from torch.func import grad_and_value
 
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, check_range, unknown
-from tegu.inner import Params
+from tegu.inner import Params, out_of_inference
 from tegu.learners.finetune import FineTune
 from tegu.learners.learner import State
 from tegu.learners.maml import constant
@@ -161,7 +161,8 @@ class CausalTransfer(FineTune):
             total, mean = self.evidences(params, weights, x, real)
             return -mean.sum(), (total, mean)
 
-        found: Any = grad_and_value(loss, has_aux=True)(state["weights"])
+        with out_of_inference():
+            found: Any = grad_and_value(loss, has_aux=True)(state["weights"])
         grads, (value, (total, mean)) = found
         if self.first_order:
             grads = constant(grads)
