@@ -750,7 +750,7 @@ CASES = {
     "no checkpoint": Case(
         "evaluate run",
         "no checkpoint at run/checkpoint.safetensors",
-        "a file that a run has written",
+        "a file that a run or a `save` has written",
         "Check the path",
         lambda place: (place / "run/checkpoint.safetensors").unlink(),
     ),

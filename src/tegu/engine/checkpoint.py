@@ -85,10 +85,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}",
-            "a file that a run has written",
-            "Check the path, or start the run again without --resume.",
+            "a file that a run or a `save` has written",
+            "Check the path; a run that has kept nothing yet is started without --resume.",
         )
-    todo = "Take another copy, or start the run again in a new folder."
+    todo = "Take another copy, or train or adapt again."
     if path.stat().st_size > LARGEST:
         raise InputError(
             f"{path} has {path.stat().st_size:,} bytes", f"at most {LARGEST:,} bytes", todo
