@@ -90,7 +90,10 @@ def refused(path: Path, text: str) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    refused(tmp_path / "c", r"no checkpoint at .*c; expected a file that a run or a `save` has written\. Check")
+    refused(
+        tmp_path / "c",
+        r"no checkpoint at .*c; expected a file that a run or a `save` has written\. Check",
+    )
     refused(tmp_path, r"no checkpoint at ")
 
 

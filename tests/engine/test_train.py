@@ -352,8 +352,8 @@ def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> 
     other = {**RECIPE, "seed": 4, "new": 1}
     for resume in (True, False):
         text = (
-            r"belongs to a run with other settings \(new unset there, 1 here; "
-            rf"seed {RECIPE['seed']} there, 4 here\); expected the settings"
+            rf"belongs to a run with other settings \(seed {RECIPE['seed']} there, 4 here; "
+            r"new unset there, 1 here\); expected the settings"
         )
         refused(Run(folder, other), text, resume=resume)
 

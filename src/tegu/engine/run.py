@@ -253,7 +253,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first of the settings that differ, with their values; only names of what is long."""
     one, other = _flat(before), _flat(now)
     told = []
-    for name in sorted(k for k in {*one, *other} if one.get(k) != other.get(k)):
+    changed = (k for k in {*one, *other} if one.get(k) != other.get(k))
+    # What one side lacks comes last: it may be new in this version, and as it was.
+    for name in sorted(changed, key=lambda k: (k not in one or k not in other, k)):
         was, is_now = (json.dumps(side[name]) if name in side else "unset" for side in (one, other))
         short = len(was) + len(is_now) < 60
         told.append(f"{name} {was} there, {is_now} here" if short else f"{name} differs")
