@@ -347,6 +347,12 @@ def test_frozen_parts_are_those_that_something_was_learned_beside(
             again()
 
 
+def test_tied_weights_are_trained_under_both_names() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    assert tegu.Reptile(model=model).fixed() == {}
+
+
 def test_running_statistics_that_are_read_are_fixed() -> None:
     """MAML under `running` reads the model's own, which nothing follows."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))

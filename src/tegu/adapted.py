@@ -17,7 +17,7 @@ from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.learners.learner import Learner, State
+from tegu.learners.learner import Learner, State, check_fixed
 from tegu.losses import gaussian, moments, token_cross_entropy
 from tegu.threads import alone
 
@@ -152,15 +152,14 @@ def fitting(params: Params, learner: Learner, *, where: str | Path, fixed: Any =
             frozen parameters and buffers from those that it had.
     """
     with alone(learner.model):
-        expected = learner.init()
+        expected, now = learner.init(), learner.fixed()
     if {k: v.shape for k, v in params.items()} != {k: v.shape for k, v in expected.items()}:
         raise InputError(
             f"{where} holds other parameters than this learner has",
             f"{len(expected)} tensors of the learner's own names and shapes",
             "Build the learner and its model with the settings they were trained with.",
         )
-    with alone(learner.model):
-        learner.check_fixed(fixed, where=where)
+    check_fixed(fixed, now, where=where)
     return {name: value.to(expected[name].device) for name, value in params.items()}
 
 

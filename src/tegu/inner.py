@@ -34,7 +34,7 @@ def gradient(loss: Callable[[Params], Tensor], weights: Params) -> tuple[Params,
         loss: of weights like these, a scalar.
         weights: floating tensors by name.
     """
-    again = torch.is_grad_enabled() or not plain()
+    again = torch.is_grad_enabled() or not untransformed()
     if again or any(w.is_inference() for w in weights.values()):
         with out_of_inference():
             found: tuple[Params, Tensor] = grad_and_value(loss)(weights)
@@ -58,7 +58,7 @@ def out_of_inference() -> Iterator[None]:
         yield
 
 
-def plain() -> bool:
+def untransformed() -> bool:
     """Whether no transform, mode or compiler sees what is computed; False where none can say."""
     if torch.is_inference_mode_enabled() or torch.compiler.is_compiling():
         return False

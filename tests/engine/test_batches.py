@@ -172,7 +172,7 @@ def test_a_process_killed_while_it_writes_is_told_of(
         pools.append(ProcessPoolExecutor(*args, **settings))
         return pools[-1]
 
-    monkeypatch.setattr(module, "PATIENCE", 0.1, raising=False)
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     monkeypatch.setattr(module, "ProcessPoolExecutor", made)
     found = batches(tasks, first=0, last=1000, workers=2, **ALL)
     next(found)

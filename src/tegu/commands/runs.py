@@ -161,7 +161,12 @@ def evaluate_run(
         told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
         training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
         training["meta_iterations"] = checkpoint.iteration
-        found = {"recipe": recipe, "training": training, "classes": [*(classes or ())]}
+        found = {
+            "recipe": recipe,
+            "training": training,
+            "classes": [*(classes or ())],
+            "fixed": checkpoint.notes.get("fixed"),
+        }
         return found, (checkpoint.params,)
 
     saved, (params,) = ranks.from_first(read)
@@ -171,7 +176,8 @@ def evaluate_run(
         job = Job(recipe, arguments.data_dir, ranks, n_classes=classes_of(params))
         if getattr(recipe.data, "path", "") == saved["recipe"].get("data", {}).get("path", ""):
             job.check_unseen(saved["classes"])
-        params = fitting(params, job.learner, where=arguments.run / CHECKPOINT)
+        where = arguments.run / CHECKPOINT
+        params = fitting(params, job.learner, where=where, fixed=saved["fixed"])
     params = {k: v.to(job.recipe.engine.device) for k, v in params.items()}
     output = arguments.output or arguments.run / "evaluation.json"
     if ranks.first:

@@ -27,7 +27,7 @@ from tegu.engine.vectorise import Vectorised
 from tegu.episodes import Episode
 from tegu.errors import InputError, check_range, unknown
 from tegu.inner import Params
-from tegu.learners.learner import Learner
+from tegu.learners.learner import Learner, check_fixed
 from tegu.losses import check_targets
 from tegu.sampling import Tasks
 
@@ -321,7 +321,7 @@ def _sitting(
                 "a checkpoint of the same model",
                 "Choose another folder.",
             )
-        engine.learner.check_fixed(saved.notes.get("fixed"), where=run.checkpoint)
+        check_fixed(saved.notes.get("fixed"), fixed, where=run.checkpoint)
         told = [saved.iteration, *_noted(saved.notes, run.checkpoint)]
         return [*told, saved.notes.get("precision", engine.precision)], kept
 

@@ -18,12 +18,11 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad
 
 from tegu import keys
 from tegu.episodes import Examples
 from tegu.errors import check_range
-from tegu.inner import Params, out_of_inference
+from tegu.inner import Params, gradient
 from tegu.learners.finetune import cycle, row
 from tegu.learners.head import exact, members
 from tegu.learners.learner import State
@@ -116,9 +115,7 @@ class Baseline(Pretrained):
             return self.loss(self._scored(params, changed, batch.x, batch.mask), batch)
 
         weights, velocity = state["weights"], {}
-        with out_of_inference():
-            grads = grad(loss)(weights)
-        for name, g in grads.items():
+        for name, g in gradient(loss, weights)[0].items():
             g = g + self.weight_decay * weights[name]
             moving = self.momentum * state["velocity"][name] + (1 - self.dampening) * g
             # The first gradient whole, and every one where there is no momentum.

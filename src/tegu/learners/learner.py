@@ -30,7 +30,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, unknown
-from tegu.inner import Params, plain
+from tegu.inner import Params, untransformed
 from tegu.losses import Loss, cross_entropy, gaussian
 from tegu.models.norm import BatchNorm, foreign, layers, statistics, unbuffered
 
@@ -186,24 +186,12 @@ class Learner:
         read = self.normalisation == "running" and not self.tracked()
         unread = {f"{n}.{k}" for n in ([] if read else layers(model)) for k in _KINDS}
         counts = {f"{n}.num_batches_tracked" for n in layers(model)}
-        left = {n for n, p in model.named_parameters() if p.requires_grad} | unread | counts
+        trained = {  # of tied ones all names, as `state_dict` has them
+            n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
+        }
+        left = trained | unread | counts
         rest = {n: v for n, v in model.state_dict().items() if n not in left}
         return {n: _digest(v) for n, v in rest.items() if isinstance(v, Tensor)}
-
-    def check_fixed(self, told: Any, *, where: str | Path) -> None:
-        """Refuses other frozen parts of the model than those that something was learned beside.
-
-        Args:
-            told: `fixed` of then; what is no dict, or leaves a name out, is not compared.
-            where: the file that tells it.
-        """
-        now = self.fixed() if isinstance(told, dict) else {}
-        if other := [name for name in now if told.get(name, now[name]) != now[name]]:
-            raise InputError(
-                f"{where} was learned beside another '{other[0]}', which no file of tegu's holds",
-                "the frozen parameters and buffers that the model had then",
-                "Load them into the model first, or seed what draws them.",
-            )
 
     # Phase 2: learn a task.
 
@@ -426,12 +414,29 @@ def _member(model: nn.Module, name: str) -> Any:
     return dict(model.named_modules()).get(name) or getattr(model, name, None)
 
 
+def check_fixed(told: Any, now: dict[str, str], *, where: str | Path) -> None:
+    """Refuses other frozen parts of a model than those that something was learned beside.
+
+    Args:
+        told: `Learner.fixed` of then; what is no dict, or leaves a name out, is not compared.
+        now: that of now.
+        where: the file that tells it.
+    """
+    told = told if isinstance(told, dict) else {}
+    if other := [name for name in now if told.get(name, now[name]) != now[name]]:
+        raise InputError(
+            f"{where} was learned beside another '{other[0]}', which no file of tegu's holds",
+            "the frozen parameters and buffers that the model had then",
+            "Load them into the model first, or seed what draws them.",
+        )
+
+
 def _digest(value: Tensor) -> str:
     """The same on every device and in float32 and float64."""
-    plain = value.detach().cpu().contiguous()
-    plain = plain.float() if plain.is_floating_point() else plain
-    content = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(f"{tuple(plain.shape)}".encode() + content).hexdigest()
+    value = value.detach().cpu().contiguous()
+    value = value.float() if value.is_floating_point() else value
+    content = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(f"{tuple(value.shape)}".encode() + content).hexdigest()
 
 
 def _attention() -> AbstractContextManager[None]:
@@ -440,7 +445,7 @@ def _attention() -> AbstractContextManager[None]:
     Its fused kernels are run task by task, and have no second derivative.
     """
     written_out: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return nullcontext() if plain() else written_out
+    return nullcontext() if untransformed() else written_out
 
 
 class _Method(nn.Module):

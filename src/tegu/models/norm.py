@@ -191,7 +191,7 @@ class _Foreign(TorchFunctionMode):
             return _instance_norm(*args, **kwargs)
         if func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
-        if func in _RECURRENT:  # given the places of bias, number of layers and dropout
+        if func in _RECURRENT:  # dropout comes second after bias, the first bool of all
             at = next(i for i, given in enumerate(args) if isinstance(given, bool)) + 2
             return func(*args[:at], 0.0, *args[at + 1 :], **kwargs)
         if func is F.rrelu:
