@@ -29,6 +29,7 @@ from tegu.files import expanded
 from tegu.inner import Params
 from tegu.learners.learner import Learner
 from tegu.losses import cross_entropy, gaussian, measure_of, regresses, token_cross_entropy
+from tegu.misfits import check_kinds, explained
 from tegu.sampling import ClassBatches, Tasks
 from tegu.threads import alone
 
@@ -188,9 +189,10 @@ class MetaLearned:
         Raises:
             InputError: tasks of more ways than the model has outputs.
         """
+        check_kinds(self.learner, tasks)
         measure = measure_of(self.learner.loss)
         n_way = getattr(tasks, "n_way", 0)
-        with alone(self.learner.model):
+        with alone(self.learner.model), explained(self.learner, tasks, score):
             learner = self.learner.for_ways(n_way) if n_way else self.learner
             _check_outputs(learner, tasks)
             return evaluate(
@@ -281,9 +283,11 @@ def meta_train(
         >>> learned.adapt([[0.0], [1.0]], [[0.0], [0.8]]).predict([[0.5]]).shape
         torch.Size([1, 1])
     """
+    check_kinds(learner, tasks)
     if outer_lr is None:
         outer_lr = float(learner.start["train.outer_lr"])
-    _check_tasks(learner, tasks)
+    with explained(learner, tasks):
+        _check_tasks(learner, tasks)
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
     )
@@ -308,7 +312,10 @@ def meta_train(
             known |= {"outer": {"outer_optimiser": outer_optimiser, "weight_decay": weight_decay}}
         usual = _usual(tasks)
         folder = Run(expanded(run), {**known, "precision": precision}, same=partial(_same, usual))
-    params, _ = _meta_train(engine, tasks, settings, run=folder, resume=resume, progress=progress)
+    with explained(learner, tasks):
+        params, _ = _meta_train(
+            engine, tasks, settings, run=folder, resume=resume, progress=progress
+        )
     return MetaLearned(learner, params)
 
 

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
 from tegu.episodes import Episode, Examples
-from tegu.errors import InputError, unknown
+from tegu.errors import InputError, InputTypeError, unknown
 from tegu.inner import Params, untransformed
 from tegu.losses import Loss, cross_entropy, gaussian
 from tegu.models.norm import BatchNorm, foreign, layers, statistics, unbuffered
@@ -119,6 +119,13 @@ class Learner:
     body: str = "body"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            given = self.model.__name__ if isinstance(self.model, type) else self.model
+            raise InputTypeError(
+                f"the model {given!s:.80}, a {type(self.model).__name__}",
+                "a torch.nn.Module",
+                "Write model=tegu.models.Mlp(8, 5), say.",
+            )
         if self.normalisation not in NORMALISATIONS:
             raise unknown("normalisation", self.normalisation, NORMALISATIONS)
         own = any(isinstance(m, BatchNorm) for m in self.model.modules())
