@@ -581,6 +581,24 @@ def test_inputs_that_no_model_takes(learned: tegu.MetaLearned) -> None:
                 call(x)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_bytes_for_a_task_of_floats(
+    learned: tegu.MetaLearned, kind: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As images on other scales, which are answered at chance."""
+    floats, bytes_ = kind(np.random.rand(4, 6).astype("f4")), kind(np.ones((4, 6), "u1"))
+    task = learned.adapt(floats, "abab")
+    task.save(tmp_path / "task")
+    for one in (task, tegu.Adapted.load(tmp_path / "task", learned.learner)):
+        with pytest.raises(InputError, match=r"x of (torch.)?uint8 for .* learned from floats"):
+            one.predict(bytes_)
+    with pytest.raises(InputError, match="learned from bytes"):
+        learned.adapt(bytes_, "abab").predict(floats)
+    for other in (floats[:1] > 0, [[0, 1, 0, 1, 0, 1]], floats.tolist()):
+        assert task.predict(other)
+    assert learned.adapt(bytes_.tolist(), "abab").predict(bytes_)
+
+
 def test_one_class_is_no_task_by_metric(learned: tegu.MetaLearned) -> None:
     x, labels = torch.rand(2, 6), ["a", "a"]
     made = tegu.learners.ProtoNet(model=tegu.models.Mlp(6, 8, hidden=(8,)))

@@ -92,6 +92,12 @@ def read_inputs(x: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
     return tensor
 
 
+def written_in(x: Any) -> str:
+    """ "bytes" or "floats", where an array or a tensor says so; "" where its scale is open."""
+    kind = str(getattr(x, "dtype", "")).removeprefix("torch.")
+    return {"uint8": "bytes"}.get(kind, "floats" if "float" in kind else "")
+
+
 def _packed(array: Any) -> Any:
     """The array as torch takes it, which knows no negative strides and no foreign byte order."""
     if array.dtype == object and not any(isinstance(v, (str, bytes)) for v in array.flat):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.adapted import Adapted, fitting
-from tegu.arrays import numbered, read_inputs, read_labels, taken
+from tegu.arrays import numbered, read_inputs, read_labels, taken, written_in
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, Score, evaluate
@@ -78,7 +78,7 @@ class MetaLearned:
                 self._check_width(learner, support, labels)
             state = learner.adapt(self.params, support, key)
         n_targets = support.y.shape[-1] if regresses(self.learner.loss) else 0
-        return Adapted(learner, self.params, state, labels, n_targets)
+        return Adapted(learner, self.params, state, labels, n_targets, written_in(x))
 
     def _support(self, x: Any, y: Any) -> tuple[Examples, tuple[Hashable, ...]]:
         """Examples on the parameters' device, and what their classes are called."""
