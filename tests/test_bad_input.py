@@ -692,7 +692,7 @@ CASES = {
         f"{NEW} --run papers/thesis.tex/run",
         "cannot be written: Not a directory",
         "a folder that can be written",
-        "choose another folder",
+        "Choose another folder",
     ),
     "a run among papers": Case(
         f"{NEW} --run papers --resume",
@@ -931,7 +931,7 @@ CASES = {
         lambda place: learned().save("papers/thesis.tex/x"),
         "papers/thesis.tex/x cannot be written: Not a directory",
         "a folder that can be written",
-        "Free some room or choose another folder",
+        "Choose another folder; what was saved before is unharmed",
     ),
 }
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tegu import __version__, recipes, report
+from tegu import __version__, load_run, recipes, report
 from tegu.cli import COMMANDS, main
 from tegu.engine.checkpoint import load_checkpoint
 from tegu.engine.train import Progress
@@ -304,6 +304,23 @@ def test_resuming_what_is_done_changes_nothing(capsys: pytest.CaptureFixture[str
     assert digest("r") == before
 
 
+def test_a_run_goes_on_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    steady = ["--set", "train.outer_lr=0.5", "--set", "train.outer_lr_final=0.5"]
+    document(capsys, "train", *GLYPHS, *steady, "--run", "r")
+    found = document(capsys, "train", "--run", "r", "--resume", "--meta-iterations", "6")
+    assert found["meta_iterations"] == 6
+    document(capsys, "train", *GLYPHS, *steady, "--run", "whole", "--meta-iterations", "6")
+    ends = [load_checkpoint(Path(run) / "checkpoint.safetensors") for run in ("r", "whole")]
+    torch.testing.assert_close(ends[0].params, ends[1].params, rtol=0, atol=0)
+    assert document(capsys, "info", "r")["meta_iterations"] == 6
+    assert document(capsys, "evaluate", "r")["training"]["meta_iterations"] == 6
+    assert load_run("r").params.keys() == ends[0].params.keys()
+    assert main(["train", "--run", "r", "--resume"]) == 0
+    assert "nothing was left to do after 6 of 6 iterations" in capsys.readouterr().out
+    assert main(["train", "--run", "r", "--resume", "--meta-iterations", "5"]) == 2
+    assert "train.meta_iterations 6 there, 5 here" in capsys.readouterr().err
+
+
 def test_ctrl_c_outside_training(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,7 +508,7 @@ def test_a_comparison_that_could_not_keep_its_entries(capsys: pytest.CaptureFixt
     assert main([*words, "--run", "file"]) == 2
     assert "Choose another --run." in capsys.readouterr().err
     assert main([*words, "--data", "folder"]) == 2
-    assert "a comparison on folder, whose path is no setting here" in capsys.readouterr().err
+    assert "the data set folder without a path" in capsys.readouterr().err
 
 
 def test_streams_that_are_closed(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tegu import compare, recipes, report
 from tegu.cli import main
@@ -138,6 +139,34 @@ def test_the_command(
     assert told["command"] == "tegu compare reptile protonet --seconds 0.05 --episodes 2"
     assert (tmp_path / "out/glyphs-reptile-protonet.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "out/compare-reptile-protonet.json").read_text()) == told
+
+
+def test_settings_of_all_learners(
+    here: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """Images of one's own, say."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("meta_train", "meta_test"):
+        for name in "abcdef":
+            (folder := tmp_path / "photos" / split / f"{split} {name}").mkdir(parents=True)
+            for i in range(10):
+                Image.new("RGB", (8, 8), (ord(name), i, 0)).save(folder / f"{i}.png")
+    words = "compare reptile protonet --data folder --seconds 0.05 --episodes 2 --run out --json"
+    own = ["data.path=photos", "data.size=8", "model.name=conv4", "model.width=4"]
+    named = [word for one in own for word in ("--set", one)]
+    assert main([*words.split(), *named]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["command"] == (
+        "tegu compare reptile protonet --data folder --seconds 0.05 --episodes 2 "
+        "--set data.size=8 --set model.name=conv4 --set model.width=4"
+    )
+    kept = json.loads((tmp_path / "out/folder-reptile.json").read_text())
+    assert (kept["settings"]["data"]["size"], kept["settings"]["model"]["width"]) == (8, 4)
+    assert "size = 8" in kept["recipe"]
+    assert main([*words.split(), *named]) == 0
+    assert len(here) == 2  # nothing is measured twice
+    assert main([*words.split(), *named, "--set", "train.seconds=9"]) == 2
+    assert "train.seconds among the settings of a comparison" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

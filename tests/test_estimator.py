@@ -147,6 +147,28 @@ def test_settings_after_fit(tmp_path: Path) -> None:
         again.evaluate(*arrays(8, seed=1), episodes=5)
 
 
+def test_searches_of_scikit_learn() -> None:
+    """Settings are tried out on classes that training has not seen."""
+    selection = pytest.importorskip("sklearn.model_selection")
+    x, y = arrays(24, seed=0, each=4)
+    grid = {"learning_rate": [1e-9, 0.01], "steps": [20]}
+    one = tegu.ReptileEstimator(**{**SMALL, "meta_iterations": 20})
+    search = selection.GridSearchCV(one, grid, cv=selection.GroupKFold(3))
+    search.fit(x, y, groups=y)
+    assert search.best_params_ == {"learning_rate": 0.01, "steps": 20}
+    assert search.best_score_ > 0.4
+    assert one.learned is None  # searches work on copies
+    unseen = arrays(6, seed=1)
+    assert search.best_estimator_.score(*unseen) == search.best_estimator_.evaluate(*unseen).value
+
+
+def test_classes_that_fit_has_seen() -> None:
+    x, y = arrays(6, seed=0, each=4)
+    one = tegu.ReptileEstimator(**SMALL).fit(x, y)
+    with pytest.warns(UserWarning, match=r"fit has seen 1 of 6 classes, '0/5' say: .*GroupKFold"):
+        one.evaluate(x[20:].repeat(6, 0), y[20:] + [f"new {i % 5}" for i in range(20)], episodes=5)
+
+
 def test_settings_are_asked_for_and_changed_by_name() -> None:
     one = tegu.ReptileEstimator(layers=3)
     assert one.get_params()["layers"] == 3

@@ -79,18 +79,20 @@ def parser_of_commands() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--json", action="store_true", help="print one JSON document on standard output"
         )
-    for name in ("quickstart", "train", "reproduce", "evaluate", "bench"):
-        one = made[name]
-        one.add_argument(
+    others = {
+        "evaluate": "of [evaluate] or [engine], data.path, or what training made no use of",
+        "compare": "of all the learners, data.path say",
+    }
+    for name in ("quickstart", "train", "reproduce", "evaluate", "bench", "compare"):
+        made[name].add_argument(
             "--set",
             action="append",
             default=[],
             metavar="SECTION.KEY=VALUE",
-            help="replace a setting of [evaluate] or [engine], data.path, or what training made no "
-            "use of; may be repeated"
-            if name == "evaluate"
-            else "replace a setting of the recipe; may be repeated",
+            help=f"replace a setting {others.get(name, 'of the recipe')}; may be repeated",
         )
+    for name in ("quickstart", "train", "reproduce", "evaluate", "bench"):
+        one = made[name]
         _path(one, "--data-dir", "DIR", DATA_DIR)
         one.add_argument("--threads", metavar="N", help="processor threads to use")
     _quickstart(made["quickstart"])

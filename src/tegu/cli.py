@@ -35,7 +35,7 @@ SHORT = {
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     out = {}
-    for name, key in SHORT.items():
+    for name, key in SHORT.items() if arguments.command != "compare" else ():  # has a budget
         if (value := getattr(arguments, name, None)) is not None:
             out[key] = value
     for item in arguments.set:
@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.command in ("causal", "pack", "predict", "recipes", "info"):
             document, text = handler(arguments)
-        elif arguments.command in ("leaderboard", "compare"):
+        elif arguments.command == "leaderboard":
             document, text = handler(arguments, {})
         elif arguments.command in SPLIT:
             with silent(unless=ranks.first), joined() as ranks:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -86,13 +86,26 @@ def common(learners: Iterable[str]) -> list[str]:
     return [s.name for s in sorted(able, key=lambda s: (s.downloads, s.name))]
 
 
-def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> Job:
+def job(
+    learner: str,
+    data: str,
+    budget: Budget,
+    data_dir: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Job:
     """The training of one learner.
 
+    Args:
+        learner: its name.
+        data: name of a data set.
+        budget: what it gets.
+        data_dir: a folder of data sets to look in first.
+        settings: in place of the usual ones, by dotted key.
+
     Raises:
-        InputError: no such learner or data set, or one that does not fit the other.
+        InputError: no such learner, data set or setting, or one that does not fit the other.
     """
-    settings: dict[str, Any] = {
+    decided: dict[str, Any] = {
         "train.meta_iterations": 10_000_000,
         "train.seconds": float(budget.seconds),
         "train.seed": budget.seed,
@@ -102,7 +115,14 @@ def job(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -
         "engine.threads": budget.threads,
         "engine.compile": "off",
     }
-    recipe = recipes.starting(learner, data, settings)
+    names = {"data.name", "learner.name"}
+    if both := sorted((decided.keys() | names) & (settings or {}).keys()):
+        raise InputError(
+            f"{both[0]} among the settings of a comparison",
+            "others than what the comparison is of, and than its budget",
+            "Use the options: see `tegu compare --help`.",
+        )
+    recipe = recipes.starting(learner, data, {**(settings or {}), **decided})
     return Job(recipe, data_dir)
 
 
@@ -131,14 +151,20 @@ def _default(one: Field[Any]) -> Any:
     return one.default if one.default is not MISSING else None
 
 
-def entry(learner: str, data: str, budget: Budget, data_dir: Path | None = None) -> dict[str, Any]:
-    """Trains, scores and times one learner."""
-    one = job(learner, data, budget, data_dir)
+def entry(
+    learner: str,
+    data: str,
+    budget: Budget,
+    data_dir: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains, scores and times one learner; arguments as for `job`."""
+    one = job(learner, data, budget, data_dir, settings)
     one.check()
     curve: list[tuple[float, int, Result]] = []
     params, last = _trained(one, budget, curve)
     engine = one.engine(one.judge(one.recipe.evaluate.cells[0]), steps=0)
-    text = written(recipes.starting(learner, data))
+    text = written(recipes.starting(learner, data, dict(settings or {})))
     episode = _episode(one)
     share = max(LEAST, budget.seconds / 2 / (len(SIZES) + len(LENGTHS)))
     adapt_ms, answer_ms, size = cost(engine, params, episode, seconds=share)
@@ -286,6 +312,7 @@ def run(
     folder: str | Path,
     *,
     data_dir: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
     command: str = "tegu compare",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -297,6 +324,7 @@ def run(
         budget: of each learner.
         folder: one file an entry, so that nothing is measured twice.
         data_dir: a folder of data sets to look in first.
+        settings: of all learners, in place of the usual ones, by dotted key.
         command: for the document.
         progress: told how many of how many entries are done, and the last figure.
 
@@ -310,11 +338,11 @@ def run(
             "two different learners or more",
             "Write tegu compare reptile seq2seq, say.",
         )
-    settings, metrics = {}, {}
+    plain, metrics = {}, {}
     for name in names:
-        one = job(name, data, budget, data_dir)
+        one = job(name, data, budget, data_dir, settings)
         one.check()
-        settings[name], metrics[name] = one.recipe.plain(), one.measure.metric
+        plain[name], metrics[name] = one.recipe.plain(), one.measure.metric
         del one  # which has data of its own
     if len(set(metrics.values())) > 1:
         told = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
@@ -324,11 +352,11 @@ def run(
             "Compare those that share one.",
         )
     entries: dict[str, dict[str, Any]] = {}
-    for number, (name, own) in enumerate(settings.items()):
+    for number, (name, own) in enumerate(plain.items()):
         kept = kept_entry(
             expanded(folder) / f"{data}-{name}.json",
             own,
-            partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir),
+            partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir, settings),
             recipes.alike,
         )
         entries[name] = kept

@@ -8,6 +8,7 @@ lie in two arrays and a network of dense layers. Whoever outgrows it finds the s
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ class ReptileEstimator:
 
     Bring inputs to the order of 1 first: one learning rate serves all of them. After `fit`,
     `learning_rate`, `steps`, `n_shot` and `n_way` up to what it was can be set to other values.
+    scikit-learn's searches try settings out, where they keep classes apart: pass them
+    `cv=GroupKFold(3)`, and `groups=y` to their `fit`.
 
     Args:
         hidden_size: width of each hidden layer.
@@ -83,6 +86,7 @@ class ReptileEstimator:
     seed: int = 0
     learned: MetaLearned | None = field(default=None, init=False, repr=False)
     _built: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _seen: frozenset[str] = field(default=frozenset(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, least in (("hidden_size", 1), ("layers", 1), ("n_way", 2), ("n_shot", 1)):
@@ -151,7 +155,7 @@ class ReptileEstimator:
             seed=self.seed,
             progress=progress,
         )
-        self._built = built
+        self._built, self._seen = built, frozenset(tasks.data.class_names)
         return self
 
     def evaluate(self, x: Any, y: Any, *, episodes: int = 600) -> Result:
@@ -161,10 +165,31 @@ class ReptileEstimator:
             x: shape (M, ...).
             y: M labels; each class needs `n_shot` + 1 examples.
             episodes: tasks to draw.
+
+        Warns:
+            UserWarning: `fit` has seen some of the classes.
         """
         tasks = self.tasks(x, y, training=False)
-        (result,) = self.fitted(tasks.data.examples.shape).evaluate(tasks, episodes=episodes)
+        learned = self.fitted(tasks.data.examples.shape)
+        if both := sorted(self._seen.intersection(tasks.data.class_names)):
+            warnings.warn(
+                f"fit has seen {len(both)} of {tasks.data.n_classes} classes, {both[0]!r} say: "
+                "accuracy on new ones will be lower. Keep classes apart, with "
+                "sklearn.model_selection.GroupKFold and groups=y for example.",
+                stacklevel=2,
+            )
+        (result,) = learned.evaluate(tasks, episodes=episodes)
         return result
+
+    def score(self, x: Any, y: Any) -> float:
+        """The accuracy of `evaluate`, by which scikit-learn's tools choose among settings."""
+        return self.evaluate(x, y).value
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's tools ask of an estimator: this one is none of its classifiers."""
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(estimator_type=None, target_tags=TargetTags(required=True))
 
     def adapt(self, x: Any, y: Any) -> Adapted:
         """Phase 2, task learning: a new task from its examples and labels; call its `predict`."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from tegu.errors import InputError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what systems say of a disk without room
+
 
 def expanded(path: str | Path) -> Path:
     """A path with ~ as the user's folder; as it is where that names nobody."""
@@ -62,10 +64,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         write_atomic(path, data)
     except OSError as failure:
+        full = failure.errno in FULL
         raise InputError(
             f"{path} cannot be written: {failure.strerror or failure}",
-            f"a folder that can be written, with {len(data):,} bytes free",
-            "Free some room or choose another folder; what was saved before is unharmed.",
+            "a folder that can be written" + f", with {len(data):,} bytes free" * full,
+            f"{'Free some room or c' if full else 'C'}hoose another folder; what was saved before "
+            "is unharmed.",
         ) from failure
 
 

@@ -30,6 +30,7 @@ from tegu.sources import SOURCES, Wanted
 
 WORTH_COMPILING = 5_000  # meta-iterations; compiling takes half a minute
 WORTH_COMPILING_GRADIENT = 2_000  # of an outer gradient, which takes longer
+LENGTHS = ("train.meta_iterations", "train.seconds")  # settings of how long a run goes on
 
 
 @dataclass(frozen=True)
@@ -305,9 +306,17 @@ class Job:
         folder: str | Path | None,
         *,
         resume: bool = False,
+        lengths: tuple[str, ...] = LENGTHS,
         progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Params, Progress]:
-        """Meta-learning, into a run folder."""
+        """Meta-learning, into a run folder.
+
+        Args:
+            folder: of the run; None keeps nothing.
+            resume: go on from its checkpoint.
+            lengths: settings that may have grown since.
+            progress: told how it goes.
+        """
         train = self.recipe.train
         classes = self._changing_classes("meta_train") if folder else None
         known = self.recipe.plain(), self.ranks.job, recipes.alike, classes
@@ -315,7 +324,7 @@ class Job:
             self.training_engine,
             self.training_tasks(),
             self.settings,
-            run=Run(Path(folder), *known) if folder else None,
+            run=Run(Path(folder), *known, lengths=lengths) if folder else None,
             resume=resume,
             validate=self._validate if train.validate_every else None,
             progress=progress,

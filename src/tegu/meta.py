@@ -261,7 +261,8 @@ def meta_train(
         weight_decay: of these matrices, with muon.
         seed: of the learner's random numbers.
         run: a folder for checkpoints; None keeps nothing.
-        resume: go on from the folder's checkpoint.
+        resume: go on from the folder's checkpoint, also to more meta-iterations than it was
+            begun with: from there on the step size is that of so many.
         progress: told how it goes.
         vectorise: "auto", "vmap" or "loop".
         compile: compile the inner step; worth it from some thousand iterations.
@@ -311,7 +312,9 @@ def meta_train(
         if outer_optimiser != "adam":
             known |= {"outer": {"outer_optimiser": outer_optimiser, "weight_decay": weight_decay}}
         usual = _usual(tasks)
-        folder = Run(expanded(run), {**known, "precision": precision}, same=partial(_same, usual))
+        known |= {"precision": precision}
+        lengths = ("settings.meta_iterations",)
+        folder = Run(expanded(run), known, same=partial(_same, usual), lengths=lengths)
     with explained(learner, tasks):
         params, _ = _meta_train(
             engine, tasks, settings, run=folder, resume=resume, progress=progress

@@ -370,6 +370,40 @@ def test_folders_that_are_not_this_runs(tasks: FewShotTasks, tmp_path: Path) -> 
         refused(Run(folder, RECIPE), r"recipe.json holds no settings.*another folder", resume=True)
 
 
+def test_a_run_goes_on_for_longer(tasks: FewShotTasks, tmp_path: Path) -> None:
+    """With one step size throughout, as if it had been begun so; killed or not."""
+    like = {"outer_lr": 0.5, "outer_lr_final": 0.5}
+
+    def of(length: int, **more: Any) -> dict[str, Any]:
+        return {**RECIPE, "train": {"length": length, **more}}
+
+    def opened(length: int, **more: Any) -> Run:
+        return Run(tmp_path / "run", of(length, **more), lengths=("train.length",))
+
+    whole, _ = meta_train(engine(), tasks, Settings(6, 2, **like))
+    meta_train(engine(), tasks, Settings(2, 2, **like), run=opened(2))
+    refused(opened(4), "holds a run already", resume=False)
+    refused(Run(tmp_path / "run", of(4)), "length 2 there, 4 here", resume=True)
+    refused(opened(4, other=1), "other settings", resume=True)
+    params, last = meta_train(
+        engine(), tasks, Settings(4, 2, **like), run=opened(4), resume=True
+    )
+    assert (last.iteration, last.total) == (4, 4)
+    kept = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert kept == {**of(4), "began": {"train.length": 2}}
+    refused(opened(2), "length 4 there, 2 here", resume=True)
+    # Stopped between the two files that tell it.
+    opened(6).open(resume=True)
+    params, last = meta_train(
+        engine(), tasks, Settings(6, 2, **like), run=opened(6), resume=True
+    )
+    assert last.iteration == 6
+    same(params, whole)
+    kept = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert kept == {**of(6), "began": {"train.length": 2}}
+    opened(6).open(resume=True)
+
+
 def test_settings_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Run(tmp_path / "run", RECIPE).open(resume=False)
     monkeypatch.setattr("tegu.engine.run.LARGEST", 3)

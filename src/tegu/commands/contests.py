@@ -12,13 +12,12 @@ from typing import Any
 from tegu import bench, compare, recipes, report
 from tegu import leaderboard as board
 from tegu import pictures as draw
-from tegu.commands.shared import Outcome, check_output, listed, output_of, settings_of
+from tegu.commands.shared import Outcome, check_output, listed, output_of, replaced, settings_of
 from tegu.console import bar
 from tegu.errors import InputError, unknown
 from tegu.job import Job
 from tegu.leaderboard import Budget
 from tegu.learners import LEARNERS
-from tegu.sources import SOURCES, Source
 
 
 def leaderboard(arguments: argparse.Namespace, overrides: dict[str, Any]) -> Outcome:
@@ -55,12 +54,6 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
     """Learners side by side, each in a process of its own."""
     budget, names = _budget(compare.Budget, arguments), arguments.learners
     data = arguments.data
-    if "path" in {f.name for f in dataclasses.fields(SOURCES.get(str(data), Source))}:
-        raise InputError(
-            f"a comparison on {data}, whose path is no setting here",
-            "data that tegu knows, or makes",
-            "Train each learner with tegu train --set data.path=PATH, and evaluate both.",
-        )
     if data is None:
         able = compare.common(names)
         if not able:
@@ -75,6 +68,7 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
     output = output_of(arguments, folder, f"compare-{'-'.join(names)}")
     check_output(folder / "entry.json", "Choose another --run.")
     words = [*names, *(["--data", data] if arguments.data else []), *_told(budget)]
+    command = shlex.join(["tegu", "compare", *words]) + replaced(arguments)
     with bar("compare", len(names), unit="learners") as tell:
         document, entries = compare.run(
             names,
@@ -82,7 +76,8 @@ def compare_learners(arguments: argparse.Namespace, overrides: dict[str, Any]) -
             budget,
             folder,
             data_dir=arguments.data_dir,
-            command=shlex.join(["tegu", "compare", *words]),
+            settings=overrides,
+            command=command,
             progress=lambda done, _total, note: tell(done, note),
         )
     report.write_result(output, document)

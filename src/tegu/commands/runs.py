@@ -32,7 +32,7 @@ from tegu.engine.run import read_classes, read_metrics
 from tegu.engine.train import Progress
 from tegu.errors import InputError
 from tegu.inner import Params
-from tegu.job import Job
+from tegu.job import LENGTHS, Job
 from tegu.learners import LEARNERS
 from tegu.learners.learner import count_weights
 from tegu.runs import CHECKPOINT, checkpoint_of, classes_of, recipe_of
@@ -59,7 +59,7 @@ def train(
     folder = arguments.run or Path("runs") / job.recipe.name
     looks = arguments.profile and ranks.first
     with Watch(folder / "trace.json.gz") if looks else nullcontext() as watch:
-        _, last, pictures = trained(job, folder, resume=arguments.resume)
+        _, last, pictures = trained(job, folder, resume=arguments.resume, lengths=LENGTHS)
     document = {
         "run": str(folder),
         "meta_iterations": last.iteration,
@@ -69,6 +69,9 @@ def train(
         "pictures": [str(path) for path in pictures],
     }
     text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *listed(pictures)]
+    if math.isnan(last.loss):
+        now = f"{last.iteration:,} of {last.total:,} iterations"
+        text.append(f"nothing was left to do after {now}: a larger --meta-iterations goes on")
     if watch:
         document["profile"] = report.profile_document(watch)
         text += ["", report.profile(watch), ""]
@@ -238,7 +241,9 @@ def list_recipes(arguments: argparse.Namespace) -> Outcome:
     return document, "\n".join(f"{r.name:<{width}}  {r.title}" for r in found)
 
 
-def trained(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, list[Path]]:
+def trained(
+    job: Job, folder: Path, *, resume: bool, lengths: tuple[str, ...] = ()
+) -> tuple[Params, Progress, list[Path]]:
     recipe, metric = job.recipe, job.measure.metric
     if names := _converted(job):
         say(f"{len(names)} BatchNorm layers use the task's own statistics: {', '.join(names)}")
@@ -256,7 +261,7 @@ def trained(job: Job, folder: Path, *, resume: bool) -> tuple[Params, Progress, 
         told = training(
             tell, metric=metric, meta_batch=recipe.train.meta_batch, by_time=bool(limit)
         )
-        params, last = job.train(folder, resume=resume, progress=told)
+        params, last = job.train(folder, resume=resume, lengths=lengths, progress=told)
     pictures: list[Path] = []
     if not job.ranks.first:
         return params, last, pictures

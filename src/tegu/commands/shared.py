@@ -42,13 +42,18 @@ def check_output(path: Path, todo: str = "Choose another --output.") -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> str:
-    """The options that change a result, for its record; paths stay out of it."""
-    named = [item for item in arguments.set if not item.strip().startswith("data.path")]
-    words = [f" --set {shlex.quote(item)}" for item in named]
+    """The options that change a result, for its record."""
+    words = [replaced(arguments)]
     for name in ("threads", "episodes"):
         if (value := getattr(arguments, name, None)) is not None:
             words.append(f" --{name} {value}")
     return "".join(words)
+
+
+def replaced(arguments: argparse.Namespace) -> str:
+    """The settings that `--set` replaces; paths stay out of a record."""
+    named = [item for item in arguments.set if not item.strip().startswith("data.path")]
+    return "".join(f" --set {shlex.quote(item)}" for item in named)
 
 
 def listed(pictures: list[Path]) -> list[str]:

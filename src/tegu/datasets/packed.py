@@ -8,7 +8,6 @@ It is written in a stream and read row by row, so that neither needs memory for 
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from tegu.datasets.classes import ClassDataset, infinite
 from tegu.datasets.rows import KINDS, NpyRows
 from tegu.datasets.splits import SPLITS, check_split
 from tegu.errors import InputError, InputTypeError
-from tegu.files import expanded, hidden, write_atomic
+from tegu.files import FULL, expanded, hidden, write_atomic
 
 FORMAT = 1
 LARGEST = 1 << 30  # bytes that the list of classes may have
@@ -329,8 +328,7 @@ def _whole(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except OSError as failure:
-        full = failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not str(failure.filename or "").startswith(str(out.parent)):
+        if failure.errno not in FULL and not str(failure.filename or "").startswith(str(out.parent)):
             raise  # of whoever makes the rows
         raise InputError(
             f"{out} cannot be written: {failure.strerror or failure}",

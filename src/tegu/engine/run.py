@@ -24,6 +24,7 @@ except ImportError:  # Windows
 SHOWN = 4  # settings that differ, told with their values
 LARGEST = 64 << 20  # bytes that a run's metrics or settings may have
 CLASSES = "classes.json"
+BEGAN = "began"  # key of a recipe: how long a run was to be at first, where it was prolonged
 LONGEST = 1 << 30  # bytes of it; a longer list is not kept
 
 
@@ -40,6 +41,8 @@ class Run:
             written when the run began.
         classes: of training, and how many examples each has, where they may change from one
             day to the next; kept in a file `classes.json`.
+        lengths: settings, by dotted name, that say how long it trains. A run that is resumed
+            may go on for longer than it began with; its file then tells both.
     """
 
     folder: Path
@@ -47,6 +50,7 @@ class Run:
     job: str = ""
     same: Callable[[Any, Any], bool] = operator.eq
     classes: dict[str, int] | None = None
+    lengths: tuple[str, ...] = ()
     _lines: list[str] = field(default_factory=list)
     _held: int | None = field(default=None, repr=False)
 
@@ -59,8 +63,10 @@ class Run:
         return self.folder / "checkpoint.safetensors"
 
     def digest(self) -> str:
-        """SHA-256 of the recipe."""
-        return hashlib.sha256(json.dumps(self.recipe, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the recipe that the run began with."""
+        began = _with(self.recipe, self.recipe.get(BEGAN))
+        began.pop(BEGAN, None)
+        return hashlib.sha256(json.dumps(began, sort_keys=True).encode()).hexdigest()
 
     def open(self, *, resume: bool) -> Checkpoint | None:
         """Starts the folder, or reads where it stopped.
@@ -86,7 +92,7 @@ class Run:
         mine = bool(self.job) and mark.is_file() and mark.read_bytes() == self.job.encode()
         # The mark is written first, and alone it is no run.
         if self.folder.exists() and set(self.folder.iterdir()) - unfinished - {mark}:
-            self._check_is_mine(file)
+            longer = self._check_is_mine(file)
             resume = resume or mine
             if not resume:
                 raise InputError(
@@ -95,6 +101,8 @@ class Run:
                     "Add --resume to go on with it, or choose another folder.",
                 )
             self._sign(mark)
+            if longer:
+                write_atomically(file, json.dumps(self.recipe, indent=1).encode())
         else:
             self._sign(mark)
             write_atomically(file, json.dumps(self.recipe, indent=1).encode())
@@ -149,7 +157,8 @@ class Run:
         elif mark.exists():
             mark.unlink(missing_ok=True)
 
-    def _check_is_mine(self, file: Path) -> None:
+    def _check_is_mine(self, file: Path) -> bool:
+        """Takes the recipe of the folder; whether it is to go on for longer than it says."""
         if not file.is_file():
             raise InputError(
                 f"{self.folder} is not empty and holds no run",
@@ -165,13 +174,24 @@ class Run:
                 "Choose another folder.",
             ) from failure
         mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
-        if not self.same(other, mine):
+        began = other.pop(BEGAN, None)
+        before, now = _flat(other), _flat(mine)
+        longer = {
+            name: now[name]
+            for name in self.lengths
+            if _number(before.get(name)) and _number(now.get(name)) and 0 < before[name] < now[name]
+        }
+        if not self.same(_with(other, longer), mine):
             raise InputError(
                 f"{self.folder} belongs to a run with other settings ({_changes(other, mine)})",
                 "the settings that the run was started with",
                 "Use those settings, or choose another folder.",
             )
-        self.recipe = other
+        self.recipe = _with(other, longer)
+        first = {name: before[name] for name in longer} | (began or {})
+        if first:
+            self.recipe[BEGAN] = first
+        return bool(longer)
 
     def _check_classes(self, classes: dict[str, int]) -> None:
         """Notes down what is trained on, or refuses other data than the run began with."""
@@ -261,6 +281,20 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
         told.append(f"{name} {was} there, {is_now} here" if short else f"{name} differs")
     more = [f"{len(told) - SHOWN} more"] if len(told) > SHOWN else []
     return "; ".join([*told[:SHOWN], *more])
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _with(settings: dict[str, Any], changed: Any) -> dict[str, Any]:
+    """A copy of nested settings with some of them, by dotted name, replaced."""
+    out = {k: dict(v) if isinstance(v, dict) else v for k, v in settings.items()}
+    for name, value in changed.items() if isinstance(changed, dict) else ():
+        section, _, key = name.rpartition(".")
+        if isinstance(out.get(section), dict):
+            out[section][key] = value
+    return out
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
