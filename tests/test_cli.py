@@ -309,7 +309,9 @@ def test_a_run_goes_on_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
     document(capsys, "train", *GLYPHS, *steady, "--run", "r")
     found = document(capsys, "train", "--run", "r", "--resume", "--meta-iterations", "6")
     assert found["meta_iterations"] == 6
-    document(capsys, "train", *GLYPHS, *steady, "--run", "whole", "--meta-iterations", "6")
+    document(
+        capsys, "train", *GLYPHS, *steady, "--run", "whole", "--set", "train.meta_iterations=6"
+    )
     ends = [load_checkpoint(Path(run) / "checkpoint.safetensors") for run in ("r", "whole")]
     torch.testing.assert_close(ends[0].params, ends[1].params, rtol=0, atol=0)
     assert document(capsys, "info", "r")["meta_iterations"] == 6

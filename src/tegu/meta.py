@@ -47,6 +47,7 @@ class MetaLearned:
 
     learner: Learner
     params: Params = field(repr=False)
+    _widths: dict[tuple[int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def adapt(self, x: Any, y: Any, *, seed: int = 0) -> Adapted:
         """Phase 2: learn a new task from its examples.
@@ -130,12 +131,7 @@ class MetaLearned:
         self, learner: Learner, support: Examples, labels: tuple[Hashable, ...]
     ) -> None:
         """Refuses more classes, or other targets, than the model has outputs."""
-        one = support.x[:1]
-        with taken(support.x):
-            if labels:
-                width = learner.forward(self.params, one).shape[-1]
-            else:
-                width = learner.n_targets(self.params, one)
+        width = self._width(learner, support.x, bool(labels))
         count = support.y.shape[-1]
         mixed = learner.loss is gaussian and width % count == 0  # as many components
         if not labels and count != width and not mixed:
@@ -150,6 +146,17 @@ class MetaLearned:
                 f"at most {width} classes",
                 "Meta-train with a larger n_way.",
             )
+
+    def _width(self, learner: Learner, x: Tensor, classes: bool) -> int:
+        """Outputs of the model, or numbers of a target, for inputs of a shape: asked once."""
+        shape = tuple(x.shape[1:])
+        if shape not in self._widths:
+            with taken(x):
+                if classes:
+                    self._widths[shape] = learner.forward(self.params, x[:1]).shape[-1]
+                else:
+                    self._widths[shape] = learner.n_targets(self.params, x[:1])
+        return self._widths[shape]
 
     def features(self, x: Any) -> Tensor:
         """The representation that all tasks share: (B, ...) to (B, D)."""

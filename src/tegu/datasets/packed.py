@@ -328,7 +328,9 @@ def _whole(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except OSError as failure:
-        if failure.errno not in FULL and not str(failure.filename or "").startswith(str(out.parent)):
+        if failure.errno not in FULL and not str(failure.filename or "").startswith(
+            str(out.parent)
+        ):
             raise  # of whoever makes the rows
         raise InputError(
             f"{out} cannot be written: {failure.strerror or failure}",

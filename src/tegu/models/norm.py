@@ -111,7 +111,8 @@ def _by_batch(
         # adds up in double precision; with channels last, it is a hundred times less exact.
         first = x.movedim(channel, 1).contiguous()
         out, mean, root = torch.native_batch_norm(first, weight, bias, None, None, True, 0.0, eps)
-        _tell(buffer, mean, root.pow(-2) - eps)
+        if _named.seen[-1] is not None:
+            _tell(buffer, mean, root.pow(-2) - eps)
         return out.movedim(1, channel)
     mean, var = _moments(x, mask, channel=channel)
     _tell(buffer, mean, var)
@@ -276,21 +277,27 @@ def _all(mask: Tensor) -> bool:
 
 def drops(model: nn.Module) -> bool:
     """Whether the model has layers of torch's that drop or scale activations at random."""
-    return any(
-        (isinstance(module, _DropoutNd) and module.p > 0)
-        or (isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and module.dropout > 0)
-        or isinstance(module, nn.RReLU)
-        for module in model.modules()
+    return any(_drops(module) for module in model.modules())
+
+
+def _drops(layer: nn.Module) -> bool:
+    return (
+        (isinstance(layer, _DropoutNd) and layer.p > 0)
+        or (isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)) and layer.dropout > 0)
+        or isinstance(layer, nn.RReLU)
     )
 
 
 def misled(model: nn.Module) -> bool:
     """Whether the model has torch's layer or instance normalisation with scales and shifts."""
-    return any(
-        isinstance(module, (nn.LayerNorm, _InstanceNorm))
-        and not isinstance(module, LayerNorm)
-        and (module.weight is not None or module.bias is not None)
-        for module in model.modules()
+    return any(_misled(module) for module in model.modules())
+
+
+def _misled(layer: nn.Module) -> bool:
+    return (
+        isinstance(layer, (nn.LayerNorm, _InstanceNorm))
+        and not isinstance(layer, LayerNorm)
+        and (layer.weight is not None or layer.bias is not None)
     )
 
 
@@ -301,7 +308,12 @@ def converted(model: nn.Module) -> list[str]:
 
 def foreign(model: nn.Module) -> bool:
     """Whether `statistics` has to speak for layers of torch's."""
-    return bool(converted(model)) or misled(model) or drops(model)
+    return any(spoken_for(module) for module in model.modules())
+
+
+def spoken_for(layer: nn.Module) -> bool:
+    """Whether `statistics` has to speak for this layer, whatever is inside it."""
+    return isinstance(layer, _BatchNorm) or _misled(layer) or _drops(layer)
 
 
 def unbuffered(model: nn.Module) -> list[str]:

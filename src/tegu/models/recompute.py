@@ -38,7 +38,7 @@ def recomputed(module: nn.Module, x: Tensor) -> Tensor:
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     names, watched = list(own), norm.layers(module)
     source, mask, seen = norm.current()
-    foreign = bool(norm.converted(module)) or norm.misled(module) or norm.drops(module)
+    foreign = norm.foreign(module)
     masked = mask is not None
 
     def run(*given: Tensor) -> Tensors:
