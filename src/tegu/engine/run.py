@@ -185,7 +185,8 @@ class Run:
             raise InputError(
                 f"{self.folder} belongs to a run with other settings ({_changes(other, mine)})",
                 "the settings that the run was started with",
-                "Use those settings, or choose another folder.",
+                f"Use those settings, as `tegu train --resume --run {self.folder}` alone does, or "
+                "choose another folder.",
             )
         self.recipe = _with(other, longer)
         first = {name: before[name] for name in longer} | (began or {})
