@@ -271,6 +271,26 @@ def test_a_run_on_data_that_are_no_files(
     assert "files for a run on glyphs" in capsys.readouterr().err
 
 
+def test_images_of_another_size(run: Path, tmp_path: Path) -> None:
+    """Features of any size have distances: answers would be wrong in silence."""
+    learned = tegu.load_run(run)
+    task = learned.adapt(torch.rand(2, 3, 8, 8), ["a", "b"])
+    task.save(tmp_path / "t.safetensors")
+    kept = tegu.Adapted.load(tmp_path / "t.safetensors", learned.learner)
+    large, said = (
+        torch.rand(2, 3, 84, 84),
+        r"images of shape \(3, 84, 84\) for .* \(3, 8, 8\); .*=8",
+    )
+    for act in (
+        lambda x: learned.adapt(x, ["a", "b"]),
+        learned.features,
+        task.predict,
+        kept.predict,
+    ):
+        with pytest.raises(InputError, match=said):
+            act(large)
+
+
 def test_files_that_do_not_belong_together(run: Path) -> None:
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["train"]["seed"] = 5

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.arrays import read_inputs, taken, written_in
+from tegu.arrays import ANY, Form, read_inputs, taken
 from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.errors import InputError
@@ -32,7 +32,7 @@ class Adapted:
         state: what the task's examples have made of it.
         labels: of the task's classes, in the order of scores; none where there are no classes.
         n_targets: D, where targets are numbers.
-        written_in: "bytes" or "floats", where its examples said so.
+        form: of its examples.
     """
 
     learner: Learner
@@ -40,7 +40,7 @@ class Adapted:
     state: State = field(repr=False)
     labels: tuple[Hashable, ...]
     n_targets: int = 0
-    written_in: str = ""
+    form: Form = ANY
 
     def outputs(self, x: Any) -> Tensor:
         """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
@@ -49,13 +49,8 @@ class Adapted:
             kinds = getattr(self.learner.model, "n_inputs", 0)
             inputs = tokens.rows(x, "x", kinds=kinds).to(some.device)
         else:
-            if {self.written_in, written_in(x)} == {"bytes", "floats"}:
-                raise InputError(
-                    f"x of {x.dtype} for a task that was learned from {self.written_in}",
-                    "inputs on the scale of its examples: bytes reach from 0 to 255",
-                    "Bring both to one form, that of meta-training: x / 255 for images, say.",
-                )
             inputs = read_inputs(x, "x", some.dtype).to(some)
+            self.form.check(Form.of(x, inputs))
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             out = self.learner.predict(self.params, self.state, inputs, mask)
@@ -119,7 +114,7 @@ class Adapted:
             "labels": self.labels,
             "n_targets": self.n_targets,
             "learner": self.learner.name,
-            "written_in": self.written_in,
+            "form": self.form,
         }
         notes = {"fixed": self.learner.fixed()}
         saved = Checkpoint(self.params, tensors, 0, 0, json.dumps(told), notes)
@@ -135,7 +130,8 @@ class Adapted:
             told = json.loads(saved.recipe)
             state = _filled(told["task"], {k: v.to(device) for k, v in saved.outer.items()})
             labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
-            kind = str(told.get("written_in", ""))
+            shape, numbers = told.get("form", ((), ""))
+            form = Form(tuple(int(n) for n in shape), str(numbers))
             made_by = told.get("learner", learner.name)  # earlier versions did not tell
         if made_by != learner.name:
             raise InputError(
@@ -145,7 +141,7 @@ class Adapted:
             )
         with alone(learner.model):
             own = learner.for_ways(len(labels)) if labels else learner
-        return cls(own, params, state, labels, n_targets, kind)
+        return cls(own, params, state, labels, n_targets, form)
 
 
 def fitting(params: Params, learner: Learner, *, where: str | Path, fixed: Any = None) -> Params:

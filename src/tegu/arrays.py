@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -92,10 +92,39 @@ def read_inputs(x: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
     return tensor
 
 
-def written_in(x: Any) -> str:
-    """ "bytes" or "floats", where an array or a tensor says so; "" where its scale is open."""
-    kind = str(getattr(x, "dtype", "")).removeprefix("torch.")
-    return {"uint8": "bytes"}.get(kind, "floats" if "float" in kind else "")
+class Form(NamedTuple):
+    """What other examples of the same task have to be like; empty fields where anything goes.
+
+    Attributes:
+        shape: (C, H, W), of images.
+        numbers: "bytes" or "floats", where an array or a tensor says so.
+    """
+
+    shape: tuple[int, ...] = ()
+    numbers: str = ""
+
+    @classmethod
+    def of(cls, x: Any, inputs: Tensor) -> Form:
+        """The form of what a user gave, and of the tensor (B, ...) that was read from it."""
+        kind = str(getattr(x, "dtype", "")).removeprefix("torch.")
+        numbers = "bytes" if kind == "uint8" else "floats" if "float" in kind else ""
+        return cls(tuple(inputs.shape[1:]) if inputs.ndim == 4 else (), numbers)
+
+    def check(self, other: Form) -> None:
+        """Refuses examples in another form, to which answers would be no better than chance."""
+        if {self.numbers, other.numbers} == {"bytes", "floats"}:
+            raise InputError(
+                f"x in {other.numbers} for what was learned from {self.numbers}",
+                "inputs on one scale: bytes reach from 0 to 255",
+                "Bring all to that of meta-training: x / 255 for images, say.",
+            )
+        if self.shape and other.shape and self.shape != other.shape:
+            raise InputError(
+                f"images of shape {other.shape} for what was learned from {self.shape}",
+                "images of one shape (C, H, W)",
+                f"Bring all to that of meta-training: tegu.read_images(files, size="
+                f"{self.shape[-1]}), say.",
+            )
 
 
 def _packed(array: Any) -> Any:
@@ -139,6 +168,9 @@ def read_labels(y: Any) -> list[Hashable]:
                 f"y holds NaN in row {row}", "a label for each input", "Drop that row."
             )
     return values
+
+
+ANY = Form()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.adapted import Adapted, fitting
-from tegu.arrays import numbered, read_inputs, read_labels, taken, written_in
+from tegu.arrays import Form, numbered, read_inputs, read_labels, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, Score, evaluate
@@ -43,10 +43,12 @@ class MetaLearned:
     Args:
         learner: the algorithm with its model and settings.
         params: what was meta-learned.
+        shape: (C, H, W) of the images that it was learned from, where known: others are refused.
     """
 
     learner: Learner
     params: Params = field(repr=False)
+    shape: tuple[int, ...] = field(default=(), repr=False)
     _widths: dict[tuple[int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def adapt(self, x: Any, y: Any, *, seed: int = 0) -> Adapted:
@@ -79,7 +81,7 @@ class MetaLearned:
                 self._check_width(learner, support, labels)
             state = learner.adapt(self.params, support, key)
         n_targets = support.y.shape[-1] if regresses(self.learner.loss) else 0
-        return Adapted(learner, self.params, state, labels, n_targets, written_in(x))
+        return Adapted(learner, self.params, state, labels, n_targets, Form.of(x, support.x))
 
     def _support(self, x: Any, y: Any) -> tuple[Examples, tuple[Hashable, ...]]:
         """Examples on the parameters' device, and what their classes are called."""
@@ -94,6 +96,7 @@ class MetaLearned:
         else:
             # A copy: a task may keep its examples, and arrays are filled anew.
             inputs = read_inputs(x, "x", some.dtype).to(some.device, copy=True)
+            Form(self.shape).check(Form.of(x, inputs))
             if regresses(self.learner.loss):
                 targets = read_inputs(y, "y", some.dtype).to(inputs)
                 if targets.ndim != 2:
@@ -162,6 +165,7 @@ class MetaLearned:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         some = next(iter(self.params.values()))
         inputs = read_inputs(x, "x", some.dtype).to(some)
+        Form(self.shape).check(Form.of(x, inputs))
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             return self.learner.features(self.params, inputs)
 

@@ -36,9 +36,11 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
     saved = checkpoint_of(place, plain)
     # What served the training would change the program that this one is part of.
     serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
-    learner = Job(recipes.parse(plain, serving), n_classes=classes_of(saved.params)).learner
+    recipe = recipes.parse(plain, serving)
+    learner = Job(recipe, n_classes=classes_of(saved.params)).learner
     where, fixed = place / CHECKPOINT, saved.notes.get("fixed")
-    return MetaLearned(learner, fitting(saved.params, learner, where=where, fixed=fixed))
+    params, inputs = fitting(saved.params, learner, where=where, fixed=fixed), recipe.data.inputs()
+    return MetaLearned(learner, params, inputs.shape if inputs.kind == "images" else ())
 
 
 def classes_of(params: Params) -> int:
