@@ -149,7 +149,7 @@ def test_settings_of_all_learners(
     for split in ("meta_train", "meta_test"):
         for name in "abcdef":
             (folder := tmp_path / "photos" / split / f"{split} {name}").mkdir(parents=True)
-            for i in range(10):
+            for i in range(11):
                 Image.new("RGB", (8, 8), (ord(name), i, 0)).save(folder / f"{i}.png")
     words = "compare reptile protonet --data folder --seconds 0.05 --episodes 2 --run out --json"
     own = ["data.path=photos", "data.size=8", "model.name=conv4", "model.width=4"]

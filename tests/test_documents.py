@@ -43,10 +43,10 @@ def test_the_estimator_of_the_readme() -> None:
     few = code.replace("n_way=5", "n_way=3, meta_iterations=2")
     x, labels = torch.rand(12, 4), [f"class {i % 4}" for i in range(12)]
     names: dict[str, Any] = {"tegu": tegu, "x": x, "labels": labels, "new_x": x[:3], "more_x": x}
-    names |= {"unseen_x": x, "unseen_labels": labels}
+    names |= {"unseen_x": x, "unseen_labels": [f"new {name}" for name in labels]}
     exec(few, names)
     one = names["one"]
-    assert 0 <= one.evaluate(x, labels).value <= 1
+    assert 0 <= one.evaluate(x, names["unseen_labels"]).value <= 1
     answers = one.adapt(names["new_x"], ["cat", "dog", "dog"]).predict(x)
     assert len(answers) == 12
     assert set(answers) <= {"cat", "dog"}
