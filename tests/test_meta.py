@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -351,6 +352,47 @@ def test_tied_weights_are_trained_under_both_names() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     model[1].weight = model[0].weight
     assert tegu.Reptile(model=model).fixed() == {}
+
+
+class Twice(torch.nn.Module):
+    """A layer under two names, and weights in two layers, with `together` both at once."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(6, 6)
+        self.second = torch.nn.Linear(6, 6) if kind == "tied" else self.first
+        self.third = torch.nn.Linear(6, 6) if kind == "both" else self.second
+        self.third.weight = self.first.weight
+        self.norm = self.again = torch.nn.BatchNorm1d(6)
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.first(x)).tanh()
+        return self.head(self.third(self.again(self.second(x)).tanh()))
+
+
+@pytest.mark.parametrize("kind", ["shared", "tied", "both"])
+@pytest.mark.parametrize("vectorise", ["vmap", "loop"])
+def test_layers_and_weights_under_several_names(
+    kind: str, vectorise: str, toy_data: tegu.ClassDataset
+) -> None:
+    """A pass is one of the model with these weights, and leaves the model's own in it."""
+    model = Twice(kind)
+    one = tegu.learners.Maml(model=model, normalisation="transductive")
+    own = dict(model.named_parameters(remove_duplicate=False))
+    params = {k: v + 0.1 for k, v in one.init().items()}
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = one.forward(params, x)
+        expected = copy.deepcopy(model)
+        for name, value in expected.named_parameters():
+            value.copy_(params[name])
+        torch.testing.assert_close(found, expected(x))
+    tasks = tegu.FewShotTasks(toy_data, 3, 2, 1)
+    tegu.meta_train(one, tasks, meta_iterations=2, vectorise=vectorise)
+    now = dict(model.named_parameters(remove_duplicate=False))
+    assert now.keys() == own.keys()
+    assert all(now[name] is value for name, value in own.items())
 
 
 def test_running_statistics_that_are_read_are_fixed() -> None:

@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -32,7 +31,8 @@ from tegu.episodes import Episode, Examples
 from tegu.errors import InputError, InputTypeError, unknown
 from tegu.inner import Params, untransformed
 from tegu.losses import Loss, cross_entropy, gaussian
-from tegu.models.norm import BatchNorm, foreign, layers, spoken_for, statistics, unbuffered
+from tegu.models.norm import BatchNorm, layers, statistics, unbuffered
+from tegu.models.passes import passed, survey
 
 State = dict[str, Any]
 NORMALISATIONS = ("support", "transductive", "running")
@@ -349,7 +349,9 @@ class Learner:
         *more: Tensor,
         prefix: str = "",
     ) -> Tensor:
-        known, buffers, foreign, tied = _surveyed(module)
+        parameters, own, tied, foreign = survey(module)
+        # Copies, since torch.nn.BatchNorm counts its batches in place.
+        buffers = {name: b.clone() for name, b in own.items()}
         tracked = self.tracked()
         running = self.normalisation == "running" and not (training and tracked)
         seen: dict[int, tuple[Tensor, Tensor]] | None = {} if training and tracked else None
@@ -358,11 +360,10 @@ class Learner:
                 if prefix + TRACKED + name not in params:
                     raise untracked(name)
                 buffers[prefix + name] = params[prefix + TRACKED + name]
-        inside = {name: p for name, p in params.items() if name in known}
+        inside = {name: p for name, p in params.items() if name in parameters}
         source = "running" if running else "batch"
         with statistics(source, mask, foreign=foreign, seen=seen), _attention():
-            given = {**buffers, **inside}
-            out: Tensor = functional_call(module, given, (x, *more), tie_weights=tied)
+            out: Tensor = passed(module, {**buffers, **inside}, (x, *more), tied)
         if seen is not None:
             for name in tracked:
                 layer, _, kind = name.rpartition(".")
@@ -377,11 +378,13 @@ class Learner:
         Other parameters than the model's are left out. As in `forward`, nothing is dropped at
         random, nothing is normalised by a pass before, and the model's buffers stay.
         """
-        known = {name for name, _ in self.model.named_parameters()}
-        inside = {f"model.{name}": p for name, p in params.items() if name in known}
-        buffers = {f"model.{name}": b.clone() for name, b in self.model.named_buffers()}
-        with statistics("batch", foreign=foreign(self.model)), _attention():
-            return functional_call(_Method(self.model, method), {**buffers, **inside}, given)
+        part = _Method(self.model, method)
+        parameters, own, tied, foreign = survey(part)
+        inside = {f"model.{name}": p for name, p in params.items()}
+        inside = {name: p for name, p in inside.items() if name in parameters}
+        buffers = {name: b.clone() for name, b in own.items()}
+        with statistics("batch", foreign=foreign), _attention():
+            return passed(part, {**buffers, **inside}, given, tied)
 
     def uses_statistics(self) -> bool:
         """Whether an answer depends on the other rows of its batch."""
@@ -410,35 +413,6 @@ class Learner:
 
         # One after another: a support set for each query at once would not fit the caches.
         return torch.stack([alone(item) for item in query])
-
-
-def _surveyed(module: nn.Module) -> tuple[set[str], Params, bool, bool]:
-    """What a pass has to know, in one walk: it is a third of the time of a small network's.
-
-    Returns:
-        Names of parameters; copies of buffers, as torch.nn.BatchNorm counts its batches in place;
-        whether `statistics` speaks for some layer; whether some tensor has two names.
-    """
-    known: set[str] = set()
-    buffers: Params = {}
-    met: set[int] = set()
-    foreign = tied = False
-    for place, layer in module.named_modules(remove_duplicate=False):
-        foreign = foreign or spoken_for(layer)
-        prefix = f"{place}." if place else ""
-        for own in (layer._parameters, layer._buffers):
-            for name, value in own.items():
-                if value is None:
-                    continue
-                if id(value) in met:
-                    tied = True
-                    continue
-                met.add(id(value))
-                if own is layer._parameters:
-                    known.add(prefix + name)
-                else:
-                    buffers[prefix + name] = value.clone()
-    return known, buffers, foreign, tied
 
 
 _KINDS = ("running_mean", "running_var")

@@ -275,12 +275,13 @@ def _all(mask: Tensor) -> bool:
     return bool(mask.all())
 
 
-def drops(model: nn.Module) -> bool:
-    """Whether the model has layers of torch's that drop or scale activations at random."""
-    return any(_drops(module) for module in model.modules())
+def spoken_for(layer: nn.Module) -> bool:
+    """Whether `statistics` has to speak for this layer of torch's, whatever is inside it."""
+    return isinstance(layer, _BatchNorm) or _misled(layer) or _drops(layer)
 
 
 def _drops(layer: nn.Module) -> bool:
+    """Whether it drops or scales activations at random."""
     return (
         (isinstance(layer, _DropoutNd) and layer.p > 0)
         or (isinstance(layer, (nn.MultiheadAttention, nn.RNNBase)) and layer.dropout > 0)
@@ -288,12 +289,8 @@ def _drops(layer: nn.Module) -> bool:
     )
 
 
-def misled(model: nn.Module) -> bool:
-    """Whether the model has torch's layer or instance normalisation with scales and shifts."""
-    return any(_misled(module) for module in model.modules())
-
-
 def _misled(layer: nn.Module) -> bool:
+    """Whether it is torch's layer or instance normalisation with scales and shifts."""
     return (
         isinstance(layer, (nn.LayerNorm, _InstanceNorm))
         and not isinstance(layer, LayerNorm)
@@ -304,16 +301,6 @@ def _misled(layer: nn.Module) -> bool:
 def converted(model: nn.Module) -> list[str]:
     """Names of the torch.nn.BatchNorm layers that `statistics` speaks for."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-
-
-def foreign(model: nn.Module) -> bool:
-    """Whether `statistics` has to speak for layers of torch's."""
-    return any(spoken_for(module) for module in model.modules())
-
-
-def spoken_for(layer: nn.Module) -> bool:
-    """Whether `statistics` has to speak for this layer, whatever is inside it."""
-    return isinstance(layer, _BatchNorm) or _misled(layer) or _drops(layer)
 
 
 def unbuffered(model: nn.Module) -> list[str]:
@@ -349,8 +336,8 @@ def statistics(
         source: "batch" (the rows of the forward pass) or "running" (the buffers
             of the layers; torch's layers without buffers use the batch).
         mask: shape (B,) bool, the rows that count; None for all.
-        foreign: whether the model holds torch.nn.BatchNorm layers, is `misled`, or `drops`
-            activations, which are all kept then: random numbers are functions of keys.
+        foreign: whether a layer of the model is `spoken_for`. Then nothing is dropped at
+            random either: random numbers are functions of keys.
         seen: takes the mean and variance, (C,) each, of every layer that used the
             batch's, under the id of the layer's buffer of running means.
     """

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.func import functional_call, vjp
+from torch.func import vjp
 
 from tegu.models import norm
+from tegu.models.passes import passed, survey
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,10 +36,10 @@ def recomputed(module: nn.Module, x: Tensor) -> Tensor:
             `torch.func.functional_call` puts there.
         x: any shape.
     """
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    parameters, buffers, tied, foreign = survey(module)
+    own = {**parameters, **buffers}
     names, watched = list(own), norm.layers(module)
     source, mask, seen = norm.current()
-    foreign = norm.foreign(module)
     masked = mask is not None
 
     def run(*given: Tensor) -> Tensors:
@@ -49,15 +50,14 @@ def recomputed(module: nn.Module, x: Tensor) -> Tensor:
         marked = given[1 + len(names)] if masked else None
         found: norm.Seen = {}
         with norm.statistics(source, marked, foreign=foreign, seen=found):
-            out = functional_call(module, inside, (given[0],))
+            out = passed(module, inside, (given[0],), tied)
         told = [found.get(id(inside.get(f"{name}.running_mean"))) for name in watched]
         return (out, *(value for pair in told if pair is not None for value in pair))
 
     given = (x, *own.values(), *([] if mask is None else [mask]))
     out, *told = _recomputed(run, x.device.type, *given)
     if told and seen is not None:
-        buffers = [own.get(f"{name}.running_mean") for name in watched]
-        means = [id(buffer) for buffer in buffers if buffer is not None]
+        means = [id(own[m]) for name in watched if (m := f"{name}.running_mean") in own]
         seen.update(zip(means, zip(told[::2], told[1::2], strict=True), strict=True))
     return out
 
