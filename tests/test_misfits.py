@@ -9,8 +9,13 @@ import pytest
 import torch
 
 import tegu
+from tegu import misfits, recipes
+from tegu.compare import common
 from tegu.episodes import Episode, Examples
 from tegu.errors import InputError
+from tegu.job import Job
+from tegu.learners import LEARNERS
+from tegu.sources import SOURCES
 
 
 class Own:
@@ -26,6 +31,17 @@ class Own:
         y = torch.arange(4).expand(len(index), 4)
         half = self.change(Examples(x, y, torch.ones_like(y, dtype=torch.bool)))
         return Episode(half, half)
+
+
+class Splitless:
+    def episodes(self, index: torch.Tensor) -> Any:
+        return Own().episodes(index)
+
+
+class Asserting(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[-1] == 5, "five numbers"
+        return super().forward(x)
 
 
 class Twofold(torch.nn.Linear):
@@ -47,7 +63,7 @@ MISFITS = {
     "no axis of tasks": (
         lambda: reptile(MLP),
         lambda: Own(lambda half: Examples(half.x[0], half.y[0], half.mask[0])),
-        r"Own with support.mask of shape \(4,\) for 64 episodes; expected tegu.Episode",
+        r"Own with support.mask of shape \(4,\) for 5 episodes; expected tegu.Episode",
     ),
     "a tuple": (lambda: reptile(MLP), Pair, "Pair with a tuple in place of tegu.Episode"),
     "no mask": (
@@ -78,7 +94,32 @@ MISFITS = {
     "torch's own loss": (
         lambda: reptile(MLP, loss=torch.nn.functional.mse_loss),
         Own,
-        r"the loss `mse_loss`, which fails .*lambda outputs, target: mse_loss\(outputs, target.y\)",
+        r"the loss `mse_loss`, which fails .*lambda outputs, target: YOURS\(outputs, target.y\)",
+    ),
+    "torch's loss for features": (
+        lambda: tegu.learners.ProtoNet(model=MLP, body="", loss=torch.nn.functional.cross_entropy),
+        Own,
+        "the loss `cross_entropy`, which fails",
+    ),
+    "a loss that is a module": (
+        lambda: reptile(MLP, loss=torch.nn.CrossEntropyLoss()),
+        Own,
+        "the loss `CrossEntropyLoss`, which fails",
+    ),
+    "a class of losses": (
+        lambda: reptile(MLP, loss=torch.nn.CrossEntropyLoss),
+        Own,
+        r"the class CrossEntropyLoss as loss; expected a function. Write CrossEntropyLoss\(\)",
+    ),
+    "a model that asserts": (
+        lambda: reptile(Asserting(3, 4)),
+        Own,
+        "which Asserting refuses .five numbers.",
+    ),
+    "whole numbers as inputs": (
+        lambda: reptile(MLP),
+        lambda: Own(lambda half: half._replace(x=half.x.long())),
+        r"with support.x of torch.int64; expected .*",
     ),
     "a loss of each row": (
         lambda: reptile(MLP, loss=lambda outputs, target: outputs.sum(-1)),
@@ -86,7 +127,8 @@ MISFITS = {
         r"shape \(4,\) from the loss `<lambda>`; expected a tensor of one number",
     ),
     "a class": (lambda: reptile(MLP), lambda: Own, r"the class Own as tasks; .*Own\(...\)"),
-    "no tasks": (lambda: reptile(MLP), lambda: [1], "a list as tasks"),
+    "no tasks": (lambda: reptile(MLP), lambda: [1], "a list without episodes as tasks"),
+    "no split": (lambda: reptile(MLP), lambda: Splitless(), "a Splitless without split as tasks"),
     "a class of learners": (lambda: tegu.Reptile, Own, "the class Reptile as learner"),
     "a model for a learner": (lambda: MLP, Own, "a Mlp as learner"),
     "a class of models": (
@@ -104,7 +146,11 @@ def test_what_does_not_fit_together_is_named(name: str) -> None:
         tegu.meta_train(make(), tasks(), meta_iterations=2)
 
 
-def test_what_fits_fails_in_its_own_words() -> None:
+def full(*_: Any) -> None:
+    raise ValueError("the logger is full")
+
+
+def test_what_fits_fails_in_its_own_words(toy_data: tegu.ClassDataset) -> None:
     class Failing(Own):
         def episodes(self, index: torch.Tensor) -> Any:
             raise LookupError("the shelf is empty")
@@ -112,9 +158,50 @@ def test_what_fits_fails_in_its_own_words() -> None:
     with pytest.raises(LookupError, match="the shelf is empty"):
         tegu.meta_train(reptile(MLP), Failing(), meta_iterations=2)
 
+    class Gone(Own):
+        gone = False
 
-def test_a_score_that_cannot_judge() -> None:
-    one = reptile(MLP)
+        def episodes(self, index: torch.Tensor) -> Any:
+            if self.gone:
+                raise OSError("the disk is gone")  # so that no cause can be found
+            return super().episodes(index)
+
+    gone = Gone()
+
+    def leaving(*_: Any) -> None:
+        gone.gone = True
+        full()
+
+    def padded(half: Examples) -> Examples:  # with any number where a row only pads
+        last = torch.arange(4) == 3
+        return half._replace(y=half.y.where(~last, 99), mask=half.mask & ~last)
+
+    for tasks, progress in ((gone, leaving), (Own(padded), full)):
+        with pytest.raises(ValueError, match="the logger is full"):
+            tegu.meta_train(reptile(MLP), tasks, meta_iterations=1, progress=progress)
+
+    def score(outputs: torch.Tensor, query: Examples) -> torch.Tensor:
+        return (outputs - torch.ones(3)).mean() + query.x.shape[0]  # of three ways
+
+    one = reptile(tegu.models.Mlp(6, 5, hidden=(8,)))
+    learned = tegu.MetaLearned(one, one.init())
+    with pytest.raises(ValueError, match="the logger is full"):
+        learned.evaluate(
+            tegu.FewShotTasks(toy_data, 3, 1, 1), episodes=2, score=score, progress=full
+        )
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_what_every_learner_learns_fits(name: str, few_glyphs: None) -> None:
+    data = next(source for source in common([name]) if SOURCES[source].downloads == 0)
+    few = {"train.n_way": 3} if SOURCES[data].targets == "classes" else {}
+    job = Job(recipes.starting(name, data, few))
+    assert misfits._misfit(job.learner, job.training_tasks(), 2, job.measure.score) is None
+
+
+@pytest.mark.parametrize("headless", [False, True])
+def test_a_score_that_cannot_judge(headless: bool) -> None:
+    one = tegu.learners.ProtoNet(model=MLP, body="") if headless else reptile(MLP)
     learned = tegu.MetaLearned(one, one.init())
     judge: Any = torch.nn.functional.mse_loss
     with pytest.raises(InputError, match="the score `mse_loss`, which fails"):

@@ -203,7 +203,10 @@ class MetaLearned:
         check_kinds(self.learner, tasks)
         measure = measure_of(self.learner.loss)
         n_way = getattr(tasks, "n_way", 0)
-        with alone(self.learner.model), explained(self.learner, tasks, score):
+        with (
+            alone(self.learner.model),
+            explained(self.learner, tasks, at_once=min(at_once, episodes), score=score),
+        ):
             learner = self.learner.for_ways(n_way) if n_way else self.learner
             _check_outputs(learner, tasks)
             return evaluate(
@@ -298,7 +301,7 @@ def meta_train(
     check_kinds(learner, tasks)
     if outer_lr is None:
         outer_lr = float(learner.start["train.outer_lr"])
-    with explained(learner, tasks):
+    with explained(learner, tasks, at_once=meta_batch):
         _check_tasks(learner, tasks)
     settings = Settings(
         meta_iterations, meta_batch, outer_lr, outer_lr_final, seed, outer_schedule=outer_schedule
@@ -326,7 +329,7 @@ def meta_train(
         known |= {"precision": precision}
         lengths = ("settings.meta_iterations",)
         folder = Run(expanded(run), known, same=partial(_same, usual), lengths=lengths)
-    with explained(learner, tasks):
+    with explained(learner, tasks, at_once=meta_batch):
         params, _ = _meta_train(
             engine, tasks, settings, run=folder, resume=resume, progress=progress
         )
