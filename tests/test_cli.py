@@ -315,12 +315,27 @@ def test_a_run_goes_on_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
     ends = [load_checkpoint(Path(run) / "checkpoint.safetensors") for run in ("r", "whole")]
     torch.testing.assert_close(ends[0].params, ends[1].params, rtol=0, atol=0)
     assert document(capsys, "info", "r")["meta_iterations"] == 6
-    assert document(capsys, "evaluate", "r")["training"]["meta_iterations"] == 6
+    told = document(capsys, "evaluate", "r")["training"]
+    assert (told["meta_iterations"], told["began"]) == (6, {"train.meta_iterations": 4})
     assert load_run("r").params.keys() == ends[0].params.keys()
     assert main(["train", "--run", "r", "--resume"]) == 0
-    assert "nothing was left to do after 6 of 6 iterations" in capsys.readouterr().out
+    assert "it goes on with a larger --meta-iterations N" in capsys.readouterr().out
+    assert main(["train", "--run", "r", "--resume", "--meta-iterations", "3"]) == 2
+    assert "train.meta_iterations 6 there, 3 here" in capsys.readouterr().err
     assert main(["train", "--run", "r", "--resume", "--meta-iterations", "5"]) == 2
-    assert "train.meta_iterations 6 there, 5 here" in capsys.readouterr().err
+    assert "5 meta-iterations for a run that has done 6" in capsys.readouterr().err
+    six = ["--set", "train.meta_iterations=6"]
+    assert main(["reproduce", *GLYPHS, *steady, *six, "--run", "r", "--resume"]) == 2
+    assert "r holds a run that was prolonged" in capsys.readouterr().err
+
+
+def test_a_run_that_ended_by_time(capsys: pytest.CaptureFixture[str]) -> None:
+    timed = ["--set", "train.seconds=0.001", "--set", "train.meta_iterations=9999"]
+    document(capsys, "train", *GLYPHS, *timed, "--run", "r")
+    assert main(["train", "--run", "r", "--resume"]) == 0
+    assert "it goes on with a larger --set train.seconds=N" in capsys.readouterr().out
+    longer = ["train", "--run", "r", "--resume", "--set", "train.seconds=0.4"]
+    assert document(capsys, *longer)["meta_iterations"] > 1
 
 
 def test_ctrl_c_outside_training(

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn import model_selection as selection
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import tegu
 from tegu.errors import InputError
@@ -147,25 +150,33 @@ def test_settings_after_fit(tmp_path: Path) -> None:
         again.evaluate(*arrays(8, seed=1), episodes=5)
 
 
-def test_searches_of_scikit_learn() -> None:
-    """Settings are tried out on classes that training has not seen."""
-    selection = pytest.importorskip("sklearn.model_selection")
+@pytest.mark.parametrize("scaled", [False, True])
+def test_searches_of_scikit_learn(scaled: bool) -> None:
+    """Settings are tried out on classes that training has not seen, in a pipeline too."""
     x, y = arrays(24, seed=0, each=4)
     grid = {"learning_rate": [1e-9, 0.01], "steps": [20]}
     one = tegu.ReptileEstimator(**{**SMALL, "meta_iterations": 20})
-    search = selection.GridSearchCV(one, grid, cv=selection.GroupKFold(3))
+    whole: Any = one
+    if scaled:
+        whole = make_pipeline(StandardScaler(), one)
+        grid = {f"reptileestimator__{name}": values for name, values in grid.items()}
+    cv = selection.GroupKFold(3)
+    search = selection.GridSearchCV(whole, grid, cv=cv, error_score="raise")
     search.fit(x, y, groups=y)
-    assert search.best_params_ == {"learning_rate": 0.01, "steps": 20}
-    assert search.best_score_ > 0.4
+    assert list(search.best_params_.values()) == [0.01, 20]
+    assert search.best_score_ > 0.3  # chance is 0.2
     assert one.learned is None  # searches work on copies
     unseen = arrays(6, seed=1)
-    assert search.best_estimator_.score(*unseen) == search.best_estimator_.evaluate(*unseen).value
+    best = search.best_estimator_
+    if scaled:
+        unseen, best = (best[0].transform(unseen[0]), unseen[1]), best[-1]
+    assert best.score(*unseen) == best.evaluate(*unseen).value
 
 
 def test_classes_that_fit_has_seen() -> None:
     x, y = arrays(6, seed=0, each=4)
     one = tegu.ReptileEstimator(**SMALL).fit(x, y)
-    with pytest.warns(UserWarning, match=r"fit has seen 1 of 6 classes, '0/5' say: .*GroupKFold"):
+    with pytest.warns(UserWarning, match=r"1 of 6 classes have names that fit has seen, '0/5' say"):
         one.evaluate(x[20:].repeat(6, 0), y[20:] + [f"new {i % 5}" for i in range(20)], episodes=5)
 
 

@@ -167,15 +167,15 @@ class ReptileEstimator:
             episodes: tasks to draw.
 
         Warns:
-            UserWarning: `fit` has seen some of the classes.
+            UserWarning: `fit` has seen classes of these names; not told after `load`.
         """
         tasks = self.tasks(x, y, training=False)
         learned = self.fitted(tasks.data.examples.shape)
         if both := sorted(self._seen.intersection(tasks.data.class_names)):
             warnings.warn(
-                f"fit has seen {len(both)} of {tasks.data.n_classes} classes, {both[0]!r} say: "
-                "accuracy on new ones will be lower. Keep classes apart, with "
-                "sklearn.model_selection.GroupKFold and groups=y for example.",
+                f"{len(both)} of {tasks.data.n_classes} classes have names that fit has seen, "
+                f"{both[0]!r} say: if they are the same, accuracy on new ones will be lower. Keep "
+                "classes apart, with sklearn.model_selection.GroupKFold and groups=y for example.",
                 stacklevel=2,
             )
         (result,) = learned.evaluate(tasks, episodes=episodes)
@@ -190,6 +190,10 @@ class ReptileEstimator:
         from sklearn.utils import Tags, TargetTags
 
         return Tags(estimator_type=None, target_tags=TargetTags(required=True))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether `fit` was called, as scikit-learn's pipelines ask."""
+        return self.learned is not None
 
     def adapt(self, x: Any, y: Any) -> Adapted:
         """Phase 2, task learning: a new task from its examples and labels; call its `predict`."""

@@ -306,7 +306,7 @@ class Job:
         folder: str | Path | None,
         *,
         resume: bool = False,
-        lengths: tuple[str, ...] = LENGTHS,
+        lengths: tuple[str, ...] = (),
         progress: Callable[[Progress], None] | None = None,
     ) -> tuple[Params, Progress]:
         """Meta-learning, into a run folder.
@@ -314,7 +314,7 @@ class Job:
         Args:
             folder: of the run; None keeps nothing.
             resume: go on from its checkpoint.
-            lengths: settings that may have grown since.
+            lengths: settings that may have changed since, as `Run` takes them.
             progress: told how it goes.
         """
         train = self.recipe.train

@@ -276,7 +276,7 @@ def meta_train(
         seed: of the learner's random numbers.
         run: a folder for checkpoints; None keeps nothing.
         resume: go on from the folder's checkpoint, also to more meta-iterations than it was
-            begun with: from there on the step size is that of so many.
+            begun with: from there on step size and schedules are those of so many.
         progress: told how it goes.
         vectorise: "auto", "vmap" or "loop".
         compile: compile the inner step; worth it from some thousand iterations.

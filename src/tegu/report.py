@@ -47,7 +47,7 @@ TIMING = (
 )
 DOCUMENT = ("name", "command", "commit", "seed", "versions", "hardware", "training", "cells")
 TRAINING = ("seconds", "meta_iterations", "peak_bytes")
-TRAINED = ("precision", "commits")  # what training may tell besides
+TRAINED = ("precision", "commits", "began")  # what training may tell besides
 
 # Documents
 
@@ -109,7 +109,8 @@ def result_document(
         command: what to paste to get this document again.
         seed: of the run.
         training: `seconds`, `meta_iterations` and `peak_bytes`; None where unknown. `precision`
-            where there was one, and the `commits` that trained.
+            where there was one, the `commits` that trained, and the lengths that it `began` with,
+            where it was prolonged.
         cells: figures, as `cell` makes them, or timings.
         processes: that shared the work, each with the threads that are told.
 

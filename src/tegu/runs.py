@@ -8,7 +8,7 @@ from typing import Any
 from tegu import recipes
 from tegu.adapted import fitting
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint
-from tegu.engine.run import LARGEST, Run
+from tegu.engine.run import BEGAN, LARGEST, Run
 from tegu.errors import InputError
 from tegu.files import expanded, read_object
 from tegu.inner import Params
@@ -32,8 +32,7 @@ def load_run(folder: str | Path, *, device: str = "cpu") -> MetaLearned:
         InputError: there is no run, or its files do not belong together.
     """
     place = expanded(folder)
-    plain = recipe_of(place)
-    saved = checkpoint_of(place, plain)
+    plain, saved = recipe_of(place), checkpoint_of(place)
     # What served the training would change the program that this one is part of.
     serving = {"engine.device": device, "engine.workers": 0, "engine.threads": 0}
     recipe = recipes.parse(plain, serving)
@@ -54,6 +53,16 @@ def recipe_of(run: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no run, or its settings cannot be read.
     """
+    return {name: value for name, value in _written(run).items() if name != BEGAN}
+
+
+def began_of(run: Path) -> dict[str, Any]:
+    """The lengths that a run began with, by dotted name, where it was prolonged."""
+    found: dict[str, Any] = _written(run).get(BEGAN, {})
+    return found
+
+
+def _written(run: Path) -> dict[str, Any]:
     file = run / "recipe.json"
     if not file.is_file():
         raise InputError(
@@ -76,14 +85,14 @@ def recipe_of(run: Path) -> dict[str, Any]:
     return plain
 
 
-def checkpoint_of(run: Path, recipe: dict[str, Any]) -> Checkpoint:
-    """A run's checkpoint, which belongs to these settings.
+def checkpoint_of(run: Path) -> Checkpoint:
+    """A run's checkpoint, which belongs to its settings.
 
     Raises:
         InputError: there is none, it is damaged, or of other settings.
     """
     checkpoint = load_checkpoint(run / CHECKPOINT)
-    if checkpoint.recipe != Run(run, recipe).digest():
+    if checkpoint.recipe != Run(run, _written(run)).digest():
         raise InputError(
             f"{run / CHECKPOINT} belongs to other settings than {run / 'recipe.json'}",
             "the two files that one run has written",

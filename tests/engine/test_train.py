@@ -382,22 +382,34 @@ def test_a_run_goes_on_for_longer(tasks: FewShotTasks, tmp_path: Path) -> None:
 
     whole, _ = meta_train(engine(), tasks, Settings(6, 2, **like))
     meta_train(engine(), tasks, Settings(2, 2, **like), run=opened(2))
-    refused(opened(4), "holds a run already", resume=False)
+    refused(opened(4), "length 2 there, 4 here", resume=False)
     refused(Run(tmp_path / "run", of(4)), "length 2 there, 4 here", resume=True)
     refused(opened(4, other=1), "other settings", resume=True)
     params, last = meta_train(engine(), tasks, Settings(4, 2, **like), run=opened(4), resume=True)
     assert (last.iteration, last.total) == (4, 4)
     kept = json.loads((tmp_path / "run/recipe.json").read_text())
     assert kept == json.loads(json.dumps({**of(4), "began": {"train.length": 2}}))
-    refused(opened(2), "length 4 there, 2 here", resume=True)
-    # Stopped between the two files that tell it.
-    opened(6).open(resume=True)
+    for length, said in ((1, "length 4 there, 1 here"), (3, "has done 4; expected as many or")):
+        run, before = opened(length), (tmp_path / "run/recipe.json").read_bytes()
+        with pytest.raises(InputError, match=said):
+            meta_train(engine(), tasks, Settings(length, 2, **like), run=run, resume=True)
+        assert (tmp_path / "run/recipe.json").read_bytes() == before
+    strict = Run(tmp_path / "run", of(4))  # a result's command says all that made it
+    refused(strict, r'was prolonged \(began with \{"train.length": 2\}\)', resume=True)
+    strict.close()
+    # One is asked for by mistake, and the process is stopped before it did anything.
+    run = opened(600)
+    run.open(resume=True)
+    run.settle()
+    run.close()
     params, last = meta_train(engine(), tasks, Settings(6, 2, **like), run=opened(6), resume=True)
     assert last.iteration == 6
     same(params, whole)
     kept = json.loads((tmp_path / "run/recipe.json").read_text())
     assert kept["began"] == {"train.length": 2}
-    opened(6).open(resume=True)
+    for damaged in (3, [1], {"train.length": "x"}):
+        (tmp_path / "run/recipe.json").write_text(json.dumps({**kept, "began": damaged}))
+        refused(opened(6), "recipe.json holds no settings", resume=True)
 
 
 def test_settings_too_large_to_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from tegu.inner import Params
 from tegu.job import LENGTHS, Job
 from tegu.learners import LEARNERS
 from tegu.learners.learner import count_weights
-from tegu.runs import CHECKPOINT, checkpoint_of, classes_of, recipe_of
+from tegu.runs import CHECKPOINT, began_of, checkpoint_of, classes_of, recipe_of
 from tegu.sources import Source
 
 
@@ -70,8 +70,9 @@ def train(
     }
     text = [f"meta-learned in {report.duration(last.seconds)}: {folder}", *listed(pictures)]
     if math.isnan(last.loss):
-        now = f"{last.iteration:,} of {last.total:,} iterations"
-        text.append(f"nothing was left to do after {now}: a larger --meta-iterations goes on")
+        by_time = last.iteration < last.total
+        more = "--set train.seconds=" if by_time else "--meta-iterations "
+        text.append(f"nothing was left to do; it goes on with a larger {more}N")
     if watch:
         document["profile"] = report.profile_document(watch)
         text += ["", report.profile(watch), ""]
@@ -159,11 +160,13 @@ def evaluate_run(
                     "in training",
                     "Train another run with it.",
                 )
-        checkpoint = checkpoint_of(arguments.run, recipe)
+        checkpoint = checkpoint_of(arguments.run)
         classes = read_classes(arguments.run)
         told = {"seconds": None, "peak_bytes": None, "commits": [], **checkpoint.notes}
         training = {name: told[name] for name in ("seconds", "peak_bytes", "commits")}
         training["meta_iterations"] = checkpoint.iteration
+        if began := began_of(arguments.run):
+            training["began"] = began
         found = {
             "recipe": recipe,
             "training": training,
@@ -202,7 +205,7 @@ def evaluate_run(
 def info(arguments: argparse.Namespace) -> Outcome:
     """What a run folder holds."""
     plain = recipe_of(arguments.run)
-    recipe, checkpoint = recipes.parse(plain), checkpoint_of(arguments.run, plain)
+    recipe, checkpoint = recipes.parse(plain), checkpoint_of(arguments.run)
     metrics = read_metrics(arguments.run / "metrics.jsonl")
     names = sorted(path.name for path in arguments.run.iterdir() if path.is_file())
     document = {

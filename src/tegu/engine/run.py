@@ -42,7 +42,7 @@ class Run:
         classes: of training, and how many examples each has, where they may change from one
             day to the next; kept in a file `classes.json`.
         lengths: settings, by dotted name, that say how long it trains. A run that is resumed
-            may go on for longer than it began with; its file then tells both.
+            may have others, at least what it began with; from `settle` on its file tells both.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class Run:
         mine = bool(self.job) and mark.is_file() and mark.read_bytes() == self.job.encode()
         # The mark is written first, and alone it is no run.
         if self.folder.exists() and set(self.folder.iterdir()) - unfinished - {mark}:
-            longer = self._check_is_mine(file)
+            self._check_is_mine(file, resume=resume)
             resume = resume or mine
             if not resume:
                 raise InputError(
@@ -101,8 +101,6 @@ class Run:
                     "Add --resume to go on with it, or choose another folder.",
                 )
             self._sign(mark)
-            if longer:
-                write_atomically(file, json.dumps(self.recipe, indent=1).encode())
         else:
             self._sign(mark)
             write_atomically(file, json.dumps(self.recipe, indent=1).encode())
@@ -117,6 +115,12 @@ class Run:
             if values["iteration"] <= checkpoint.iteration:
                 self._lines.append(json.dumps(values))
         return checkpoint
+
+    def settle(self) -> None:
+        """Writes how long the run is to be, where that has changed: once nothing can refuse it."""
+        file, now = self.folder / "recipe.json", json.loads(json.dumps(self.recipe))
+        if BEGAN in now and read_object(file, LARGEST) != now:
+            write_atomically(file, json.dumps(self.recipe, indent=1).encode())
 
     def _lock(self) -> None:
         """Keeps other processes off the folder until `close`, or the end of this one.
@@ -157,8 +161,8 @@ class Run:
         elif mark.exists():
             mark.unlink(missing_ok=True)
 
-    def _check_is_mine(self, file: Path) -> bool:
-        """Takes the recipe of the folder; whether it is to go on for longer than it says."""
+    def _check_is_mine(self, file: Path, *, resume: bool) -> None:
+        """Takes the recipe of the folder, with other lengths where these may change."""
         if not file.is_file():
             raise InputError(
                 f"{self.folder} is not empty and holds no run",
@@ -167,6 +171,9 @@ class Run:
             )
         try:
             other = read_object(file, LARGEST)
+            began = other.pop(BEGAN, {})
+            if not (isinstance(began, dict) and all(map(_number, began.values()))):
+                raise ValueError(f"{BEGAN} is {began!r}")
         except ValueError as failure:
             raise InputError(
                 f"{file} holds no settings",
@@ -174,25 +181,29 @@ class Run:
                 "Choose another folder.",
             ) from failure
         mine = json.loads(json.dumps(self.recipe))  # as it reads back: tuples are lists there
-        began = other.pop(BEGAN, None)
         before, now = _flat(other), _flat(mine)
-        longer = {
+        changed = {
             name: now[name]
-            for name in self.lengths
-            if _number(before.get(name)) and _number(now.get(name)) and 0 < before[name] < now[name]
+            for name in (self.lengths if resume else ())
+            if _number(before.get(name)) and _number(now.get(name)) and before[name] != now[name]
+            if 0 < began.get(name, before[name]) <= now[name]  # 0 says: no limit
         }
-        if not self.same(_with(other, longer), mine):
+        if not self.same(_with(other, changed), mine):
+            differ = _changes(_with(other, changed), mine)
             raise InputError(
-                f"{self.folder} belongs to a run with other settings ({_changes(other, mine)})",
+                f"{self.folder} belongs to a run with other settings ({differ})",
                 "the settings that the run was started with",
-                f"Use those settings, as `tegu train --resume --run {self.folder}` alone does, or "
-                "choose another folder.",
+                "Use those settings, or choose another folder.",
             )
-        self.recipe = _with(other, longer)
-        first = {name: before[name] for name in longer} | (began or {})
-        if first:
-            self.recipe[BEGAN] = first
-        return bool(longer)
+        self.recipe = _with(other, changed)
+        if began := {name: before[name] for name in changed} | began:
+            self.recipe[BEGAN] = began
+        if began and not self.lengths:
+            raise InputError(
+                f"{self.folder} holds a run that was prolonged ({BEGAN} with {json.dumps(began)})",
+                "a run that its settings alone make again",
+                "Go on with it by `tegu train`, or choose another folder.",
+            )
 
     def _check_classes(self, classes: dict[str, int]) -> None:
         """Notes down what is trained on, or refuses other data than the run began with."""

@@ -302,6 +302,8 @@ def _sitting(
 
     def begin() -> tuple[list[Any], tuple[Params, ...]]:
         saved = run.open(resume=resume) if run else None
+        if run and not saved:
+            run.settle()
         if not (run and saved):
             return [0, 0.0, [], [], None, [0.0, 0.0], engine.precision], start
         if saved.recipe != run.digest():
@@ -322,7 +324,15 @@ def _sitting(
                 "Choose another folder.",
             )
         check_fixed(saved.notes.get("fixed"), fixed, where=run.checkpoint)
+        if saved.iteration > settings.meta_iterations:
+            raise InputError(
+                f"{settings.meta_iterations} meta-iterations for a run that has done "
+                f"{saved.iteration}",
+                "as many or more",
+                f"Ask for {saved.iteration} to end it here.",
+            )
         told = [saved.iteration, *_noted(saved.notes, run.checkpoint)]
+        run.settle()
         return [*told, saved.notes.get("precision", engine.precision)], kept
 
     told, found = ranks.from_first(begin)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from tegu.engine.run import BEGAN
 from tegu.errors import InputError, InputTypeError, unknown
 from tegu.learners import LEARNERS, Learner
 from tegu.networks import NETWORKS
@@ -24,7 +23,7 @@ NAMED = ("data", "model", "learner")  # sections whose keys depend on their name
 
 def parse(raw: dict[str, Any], overrides: dict[str, Any] | None = None) -> Recipe:
     """A recipe from plain data, as TOML or JSON hold it."""
-    raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items() if k != BEGAN}
+    raw = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     before = _name_in(raw, "learner", "reptile")
     # Names first: another name drops the settings of the one before, whatever the order.
     ordered = sorted((overrides or {}).items(), key=lambda item: _rank(item[0]))
