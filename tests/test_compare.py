@@ -165,6 +165,9 @@ def test_settings_of_all_learners(
     assert "size = 8" in kept["recipe"]
     assert main([*words.split(), *named]) == 0
     assert len(here) == 2  # nothing is measured twice
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/meta_test/meta_test a/0.png")
+    assert main([*words.split(), *named]) == 0
+    assert len(here) == 4  # but on other images
     assert main([*words.split(), *named, "--set", "train.seconds=9"]) == 2
     assert "train.seconds among the settings of a comparison" in capsys.readouterr().err
 

@@ -468,6 +468,23 @@ def test_a_loss_of_ones_own(toy_data: tegu.ClassDataset) -> None:
     assert found.adapt(toy_data.examples[[0, 9]], "ab").labels == ("a", "b")
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, np.ndarray.tolist])
+def test_a_loss_of_ones_own_on_numbers(kind: Callable[..., Any]) -> None:
+    """Two quantiles of each target, say: as many outputs as the loss wants."""
+
+    def pinball(outputs: torch.Tensor, target: Examples) -> torch.Tensor:
+        over = target.y - outputs
+        share = torch.tensor([0.1, 0.9])
+        return torch.maximum(share * over, (share - 1) * over).mean()
+
+    model = tegu.models.Mlp(1, 2, hidden=(8,))
+    one = tegu.Reptile(model=model, loss=pinball, inner_lr=0.01)
+    found = tegu.meta_train(one, tegu.Sinusoids(), meta_iterations=2)
+    task = found.adapt(kind(np.array([[0.0], [1.0]])), kind(np.array([[0.0], [0.8]])))
+    assert task.labels == ()
+    assert task.predict([[0.5]]).shape == (1, 2)
+
+
 @pytest.mark.parametrize(("make", "usual"), [(tegu.Reptile, 1.0), (tegu.learners.Maml, 0.001)])
 def test_the_outer_step_is_the_learner_s_usual_one(
     make: Any, usual: float, toy_data: tegu.ClassDataset
@@ -610,6 +627,26 @@ def test_nothing_to_be_scored_on(learned: tegu.MetaLearned, toy_data: tegu.Class
         learned.evaluate(tegu.FewShotTasks(toy_data, 3, 2, 0), episodes=2)
 
 
+class Words(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.out = torch.nn.Embedding(9, 4), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.words(x.long()).mean(-2))
+
+
+def test_numbers_that_a_model_does_not_take_are_told_each_time() -> None:
+    one = tegu.Reptile(model=Words())
+    known = tegu.MetaLearned(one, one.init())
+    for x, wrong in (([[9.0]], True), ([[8.0]], False), ([[9.0]], True)):
+        if wrong:
+            with pytest.raises(InputError, match=r"x has shape \(1, 1\).*index out of range"):
+                known.adapt(x, ["a"])
+        else:
+            known.adapt(x, ["a"])
+
+
 def test_inputs_that_no_model_takes(learned: tegu.MetaLearned) -> None:
     task = learned.adapt(torch.rand(4, 6), list("abab"))
     for call in (
@@ -628,17 +665,25 @@ def test_bytes_for_a_task_of_floats(
     learned: tegu.MetaLearned, kind: Callable[..., Any], tmp_path: Path
 ) -> None:
     """As images on other scales, which are answered at chance."""
-    floats, bytes_ = kind(np.random.rand(4, 6).astype("f4")), kind(np.ones((4, 6), "u1"))
+    rng = np.random.default_rng(0)
+    floats = kind(rng.random((4, 6), "f4"))
+    bytes_ = kind(rng.integers(0, 256, (4, 6), "u1"))
     task = learned.adapt(floats, "abab")
     task.save(tmp_path / "task")
     for one in (task, tegu.Adapted.load(tmp_path / "task", learned.learner)):
         with pytest.raises(InputError, match=r"x in bytes for what was learned from floats"):
             one.predict(bytes_)
+        with pytest.raises(InputError, match=r"x in bytes for what was learned from floats"):
+            one.predict(list(bytes_))
     with pytest.raises(InputError, match="x in floats for what was learned from bytes"):
         learned.adapt(bytes_, "abab").predict(floats)
-    for other in (floats[:1] > 0, [[0, 1, 0, 1, 0, 1]], floats.tolist()):
-        assert task.predict(other)
-    assert learned.adapt(bytes_.tolist(), "abab").predict(bytes_)
+    open_ = [[0, 1, 0, 1, 0, 1]]
+    right = task.outputs(torch.tensor(open_, dtype=torch.float32))
+    for other in (open_, kind(np.array(open_, "u1")), kind(np.array(open_, bool))):
+        assert torch.equal(task.outputs(other), right)
+    assert torch.equal(task.outputs(floats.tolist()), task.outputs(floats))
+    taken = learned.adapt(bytes_.tolist(), "abab").outputs(bytes_)
+    assert torch.equal(taken, learned.adapt(bytes_, "abab").outputs(bytes_))
 
 
 def test_one_class_is_no_task_by_metric(learned: tegu.MetaLearned) -> None:

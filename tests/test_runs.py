@@ -279,7 +279,7 @@ def test_images_of_another_size(run: Path, tmp_path: Path) -> None:
     kept = tegu.Adapted.load(tmp_path / "t.safetensors", learned.learner)
     large, said = (
         torch.rand(2, 3, 84, 84),
-        r"images of shape \(3, 84, 84\) for .* \(3, 8, 8\); .*=8",
+        r"images of shape \(3, 84, 84\) for .* \(3, 8, 8\)",
     )
     for act in (
         lambda x: learned.adapt(x, ["a", "b"]),

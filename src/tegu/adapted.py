@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tegu.arrays import ANY, Form, read_inputs, taken
+from tegu.arrays import ANYTHING, Signature, read_inputs, taken
 from tegu.datasets import tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.errors import InputError
@@ -32,7 +32,7 @@ class Adapted:
         state: what the task's examples have made of it.
         labels: of the task's classes, in the order of scores; none where there are no classes.
         n_targets: D, where targets are numbers.
-        form: of its examples.
+        signature: of its examples.
     """
 
     learner: Learner
@@ -40,7 +40,7 @@ class Adapted:
     state: State = field(repr=False)
     labels: tuple[Hashable, ...]
     n_targets: int = 0
-    form: Form = ANY
+    signature: Signature = ANYTHING
 
     def outputs(self, x: Any) -> Tensor:
         """Scores (Q, classes), or for numbers and sequences what the learner's loss takes."""
@@ -50,7 +50,7 @@ class Adapted:
             inputs = tokens.rows(x, "x", kinds=kinds).to(some.device)
         else:
             inputs = read_inputs(x, "x", some.dtype).to(some)
-            self.form.check(Form.of(x, inputs))
+            self.signature.check(Signature.of(x, inputs))
         mask = torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             out = self.learner.predict(self.params, self.state, inputs, mask)
@@ -114,7 +114,7 @@ class Adapted:
             "labels": self.labels,
             "n_targets": self.n_targets,
             "learner": self.learner.name,
-            "form": self.form,
+            "signature": self.signature,
         }
         notes = {"fixed": self.learner.fixed()}
         saved = Checkpoint(self.params, tensors, 0, 0, json.dumps(told), notes)
@@ -130,8 +130,8 @@ class Adapted:
             told = json.loads(saved.recipe)
             state = _filled(told["task"], {k: v.to(device) for k, v in saved.outer.items()})
             labels, n_targets = tuple(told["labels"]), int(told["n_targets"])
-            shape, numbers = told.get("form", ((), ""))
-            form = Form(tuple(int(n) for n in shape), str(numbers))
+            shape, numbers = told.get("signature", ((), ""))
+            signature = Signature(tuple(int(n) for n in shape), str(numbers))
             made_by = told.get("learner", learner.name)  # earlier versions did not tell
         if made_by != learner.name:
             raise InputError(
@@ -141,7 +141,7 @@ class Adapted:
             )
         with alone(learner.model):
             own = learner.for_ways(len(labels)) if labels else learner
-        return cls(own, params, state, labels, n_targets, form)
+        return cls(own, params, state, labels, n_targets, signature)
 
 
 def fitting(params: Params, learner: Learner, *, where: str | Path, fixed: Any = None) -> Params:

@@ -92,26 +92,29 @@ def read_inputs(x: Any, name: str, dtype: torch.dtype | None = None) -> Tensor:
     return tensor
 
 
-class Form(NamedTuple):
+class Signature(NamedTuple):
     """What other examples of the same task have to be like; empty fields where anything goes.
 
     Attributes:
         shape: (C, H, W), of images.
-        numbers: "bytes" or "floats", where an array or a tensor says so.
+        numbers: "bytes", from 0 to more than 1, or "floats", where arrays or tensors say so.
     """
 
     shape: tuple[int, ...] = ()
     numbers: str = ""
 
     @classmethod
-    def of(cls, x: Any, inputs: Tensor) -> Form:
-        """The form of what a user gave, and of the tensor (B, ...) that was read from it."""
-        kind = str(getattr(x, "dtype", "")).removeprefix("torch.")
-        numbers = "bytes" if kind == "uint8" else "floats" if "float" in kind else ""
+    def of(cls, x: Any, inputs: Tensor) -> Signature:
+        """That of what a user gave, and of the tensor (B, ...) that was read from it."""
+        some = x[0] if isinstance(x, (list, tuple)) else x
+        kind = str(getattr(some, "dtype", "")).removeprefix("torch.")
+        numbers = "floats" if "float" in kind else ""
+        if kind == "uint8" and bool((inputs > 1).any()):
+            numbers = "bytes"
         return cls(tuple(inputs.shape[1:]) if inputs.ndim == 4 else (), numbers)
 
-    def check(self, other: Form) -> None:
-        """Refuses examples in another form, to which answers would be no better than chance."""
+    def check(self, other: Signature) -> None:
+        """Refuses examples of another kind, to which answers would be no better than chance."""
         if {self.numbers, other.numbers} == {"bytes", "floats"}:
             raise InputError(
                 f"x in {other.numbers} for what was learned from {self.numbers}",
@@ -122,9 +125,11 @@ class Form(NamedTuple):
             raise InputError(
                 f"images of shape {other.shape} for what was learned from {self.shape}",
                 "images of one shape (C, H, W)",
-                f"Bring all to that of meta-training: tegu.read_images(files, size="
-                f"{self.shape[-1]}), say.",
+                "Bring all to that of meta-training, as tegu.read_images does.",
             )
+
+
+ANYTHING = Signature()
 
 
 def _packed(array: Any) -> Any:
@@ -170,7 +175,16 @@ def read_labels(y: Any) -> list[Hashable]:
     return values
 
 
-ANY = Form()
+def rows_of_floats(y: Any) -> bool:
+    """Whether targets are numbers, (S, D), and no labels, each of which is hashable."""
+    rows = (list, np.ndarray, Tensor)
+    if isinstance(y, (list, tuple)) and not (y and all(isinstance(row, rows) for row in y)):
+        return False
+    try:
+        array = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return array.ndim == 2 and array.is_floating_point()
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from tegu.errors import InputError, unknown
 
 SPLIT = ("train", "evaluate", "reproduce")  # what several processes can share
 
+BUDGETS = ("compare",)  # commands whose options are no settings of a recipe
+
 SHORT = {
     "learner": "learner.name",
     "data": "data.name",
@@ -35,7 +37,8 @@ SHORT = {
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     out = {}
-    for name, key in SHORT.items() if arguments.command != "compare" else ():  # has a budget
+    short = {} if arguments.command in BUDGETS else SHORT
+    for name, key in short.items():
         if (value := getattr(arguments, name, None)) is not None:
             out[key] = value
     for item in arguments.set:

@@ -16,6 +16,7 @@ slow to learn, fewer are scored and the largest sizes are left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -342,7 +343,9 @@ def run(
     for name in names:
         one = job(name, data, budget, data_dir, settings)
         one.check()
-        plain[name], metrics[name] = one.recipe.plain(), one.measure.metric
+        source = one.recipe.data
+        files = {"files": _state(getattr(source, "path", ""))} if source.changes else {}
+        plain[name], metrics[name] = {**one.recipe.plain(), **files}, one.measure.metric
         del one  # which has data of its own
     if len(set(metrics.values())) > 1:
         told = ", ".join(f"{name} by {metric}" for name, metric in metrics.items())
@@ -357,7 +360,7 @@ def run(
             expanded(folder) / f"{data}-{name}.json",
             own,
             partial(apart, f"{name} on {data}", entry, name, data, budget, data_dir, settings),
-            recipes.alike,
+            _same,
         )
         entries[name] = kept
         if progress:
@@ -377,6 +380,22 @@ def run(
         cells=_figures(entries, data, budget) + _timings(entries),
     )
     return {**document, "table": rows(entries, budget)}, entries
+
+
+def _state(path: str) -> str:
+    """A digest of names, sizes and times of the files at a path: another where they changed."""
+    place = Path(path)
+    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+    state = [(str(p.relative_to(place)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _same(kept: Any, told: Any) -> bool:
+    """Whether two entries are of the same settings, and of the same files where there are some."""
+    if not (isinstance(kept, dict) and kept.get("files") == told.get("files")):
+        return False
+    kept, told = ({k: v for k, v in one.items() if k != "files"} for one in (kept, told))
+    return recipes.alike(kept, told)
 
 
 def _figures(entries: dict[str, dict[str, Any]], data: str, budget: Budget) -> list[dict[str, Any]]:

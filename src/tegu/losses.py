@@ -179,6 +179,11 @@ def regresses(loss: Loss) -> bool:
     return any(loss is MEASURES[name].loss for name in ("numbers", "likelihood"))
 
 
+def of_ones_own(loss: Loss) -> bool:
+    """Whether it is none of tegu's, so that targets may be anything."""
+    return all(loss is not one.loss for one in MEASURES.values())
+
+
 def measure_of(loss: Loss) -> Measure:
     """The measure with that loss; that of classes for a loss of your own."""
     found = (one for one in MEASURES.values() if one.loss is loss)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tegu import keys
 from tegu.adapted import Adapted, fitting
-from tegu.arrays import Form, numbered, read_inputs, read_labels, taken
+from tegu.arrays import Signature, numbered, read_inputs, read_labels, rows_of_floats, taken
 from tegu.datasets import ClassDataset, tokens
 from tegu.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tegu.engine.evaluate import Result, Score, evaluate
@@ -28,7 +28,14 @@ from tegu.errors import InputError
 from tegu.files import expanded
 from tegu.inner import Params
 from tegu.learners.learner import Learner
-from tegu.losses import cross_entropy, gaussian, measure_of, regresses, token_cross_entropy
+from tegu.losses import (
+    cross_entropy,
+    gaussian,
+    measure_of,
+    of_ones_own,
+    regresses,
+    token_cross_entropy,
+)
 from tegu.misfits import check_kinds, explained
 from tegu.sampling import ClassBatches, Tasks
 from tegu.threads import alone
@@ -57,7 +64,7 @@ class MetaLearned:
         Args:
             x: S inputs: a tensor, array or nested list, shape (S, ...).
             y: S labels of any hashable kind, or floating targets (S, D) where the
-                learner's loss is one on numbers, a squared error, say. Where it is one on
+                learner's loss is one on numbers, a squared error or your own. Where it is one on
                 sequences, both are rows of tokens, of unequal length if need be:
                 `tegu.datasets.tokens.Vocabulary` makes them from words.
             seed: of the order in which examples are visited.
@@ -79,9 +86,16 @@ class MetaLearned:
             learner = self._for_labels(labels) if labels else self.learner
             if self.learner.loss is not token_cross_entropy:
                 self._check_width(learner, support, labels)
-            state = learner.adapt(self.params, support, key)
-        n_targets = support.y.shape[-1] if regresses(self.learner.loss) else 0
-        return Adapted(learner, self.params, state, labels, n_targets, Form.of(x, support.x))
+            try:
+                state = learner.adapt(self.params, support, key)
+            except (RuntimeError, ValueError, IndexError):
+                self._widths.clear()  # a model may take other numbers of this shape, and not these
+                if self.learner.loss is not token_cross_entropy:
+                    self._check_width(learner, support, labels)
+                raise
+        n_targets = support.y.shape[-1] if support.y.is_floating_point() else 0
+        signature = Signature.of(x, support.x)._replace(shape=self.shape)
+        return Adapted(learner, self.params, state, labels, n_targets, signature)
 
     def _support(self, x: Any, y: Any) -> tuple[Examples, tuple[Hashable, ...]]:
         """Examples on the parameters' device, and what their classes are called."""
@@ -96,8 +110,9 @@ class MetaLearned:
         else:
             # A copy: a task may keep its examples, and arrays are filled anew.
             inputs = read_inputs(x, "x", some.dtype).to(some.device, copy=True)
-            Form(self.shape).check(Form.of(x, inputs))
-            if regresses(self.learner.loss):
+            Signature(self.shape).check(Signature.of(x, inputs))
+            own = of_ones_own(self.learner.loss) and rows_of_floats(y)
+            if regresses(self.learner.loss) or own:
                 targets = read_inputs(y, "y", some.dtype).to(inputs)
                 if targets.ndim != 2:
                     raise InputError(
@@ -136,7 +151,8 @@ class MetaLearned:
         """Refuses more classes, or other targets, than the model has outputs."""
         width = self._width(learner, support.x, bool(labels))
         count = support.y.shape[-1]
-        mixed = learner.loss is gaussian and width % count == 0  # as many components
+        # As many components, or whatever a loss of the user's makes of them.
+        mixed = (learner.loss is gaussian and width % count == 0) or of_ones_own(learner.loss)
         if not labels and count != width and not mixed:
             raise InputError(
                 f"y has {count} columns for a model of {width} targets",
@@ -165,7 +181,7 @@ class MetaLearned:
         """The representation that all tasks share: (B, ...) to (B, D)."""
         some = next(iter(self.params.values()))
         inputs = read_inputs(x, "x", some.dtype).to(some)
-        Form(self.shape).check(Form.of(x, inputs))
+        Signature(self.shape).check(Signature.of(x, inputs))
         with alone(self.learner.model), torch.no_grad(), taken(inputs):
             return self.learner.features(self.params, inputs)
 
