@@ -173,6 +173,21 @@ def test_searches_of_scikit_learn(scaled: bool) -> None:
     assert best.score(*unseen) == best.evaluate(*unseen).value
 
 
+def test_small_classes_take_no_shots_from_others() -> None:
+    x, y = arrays(20, seed=0, each=12)
+    one = tegu.ReptileEstimator(**SMALL)
+    assert one.tasks(x, y, training=True).n_shot == 10
+    few = [*range(len(y) - 11)]  # one example of the last class
+    with pytest.warns(UserWarning, match="1 of 20 classes have fewer than 10 examples .*: 0/19"):
+        tasks = one.tasks(x[few], [y[i] for i in few], training=True)
+    assert (tasks.n_shot, tasks.data.n_classes) == (10, 19)
+    assert "0/19" not in tasks.data.class_names
+    rows = tasks.data.examples[torch.arange(12 * 18, 12 * 19)]
+    np.testing.assert_allclose(rows, x[12 * 18 : 12 * 19], rtol=1e-6)
+    five = [i for i in few if int(y[i][2:]) >= 15]  # all are needed for tasks of five ways
+    assert one.tasks(x[five], [y[i] for i in five], training=True).n_shot == 1
+
+
 def test_classes_that_fit_has_seen() -> None:
     x, y = arrays(6, seed=0, each=4)
     one = tegu.ReptileEstimator(**SMALL).fit(x, y)

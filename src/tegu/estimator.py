@@ -125,10 +125,17 @@ class ReptileEstimator:
             raise InputError(
                 f"x has shape {(len(data.examples),)}", "a row for each label", "Pass x[:, None]."
             )
-        least = int(data.counts.min())
         if training:
-            return FewShotTasks(data, self.n_way, min(SHOTS, least), 0, self.seed)
-        queries = max(1, min(QUERIES, least - self.n_shot))
+            shots, counts = _shots(data, self.n_way), data.counts.tolist()
+            if few := [i for i, count in enumerate(counts) if count < shots]:
+                warnings.warn(
+                    f"{len(few)} of {data.n_classes} classes have fewer than {shots} examples and are "
+                    f"left out: {', '.join(data.class_names[i] for i in few[:3])}",
+                    stacklevel=3,
+                )
+                data = data.take([i for i, count in enumerate(counts) if count >= shots])
+            return FewShotTasks(data, self.n_way, shots, 0, self.seed)
+        queries = max(1, min(QUERIES, int(data.counts.min()) - self.n_shot))
         return FewShotTasks(data, self.n_way, self.n_shot, queries, self.seed)
 
     def fit(
@@ -144,6 +151,10 @@ class ReptileEstimator:
         Raises:
             InputError: numbers of examples and labels differ, a number is NaN or infinite,
                 or there are fewer classes than `n_way`.
+
+        Warns:
+            UserWarning: up to one class in ten is left out, as it has fewer examples than
+                tasks would otherwise have.
         """
         tasks = self.tasks(x, y, training=True)
         built = {name: int(getattr(self, name)) for name in SHAPING}
@@ -244,6 +255,12 @@ class ReptileEstimator:
             learner = whole.learner(int(told["width"]))
         one.learned = MetaLearned(learner, fitting(saved.params, learner, where=path))
         return one
+
+
+def _shots(data: ClassDataset, n_way: int) -> int:
+    """Examples of a class in a training task: as many, `SHOTS` at most, as nine in ten have."""
+    spared = max(0, min(data.n_classes // 10, data.n_classes - n_way))
+    return min(SHOTS, int(data.counts.sort().values[spared]))
 
 
 def _numbers(shape: tuple[int, ...]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -152,6 +152,10 @@ class ClassDataset:
                 "at least one",
                 f"Names look like '{self.class_names[0]}'.",
             )
+        return self.take(chosen)
+
+    def take(self, chosen: Sequence[int]) -> ClassDataset:
+        """Some classes by their numbers, in that order."""
         at = torch.tensor(chosen, device=self.counts.device)
         starts, ends = self.starts.tolist(), self.ends.tolist()
         rows = torch.cat([torch.arange(starts[i], ends[i]) for i in chosen])
