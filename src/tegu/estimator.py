@@ -129,8 +129,8 @@ class ReptileEstimator:
             shots, counts = _shots(data, self.n_way), data.counts.tolist()
             if few := [i for i, count in enumerate(counts) if count < shots]:
                 warnings.warn(
-                    f"{len(few)} of {data.n_classes} classes have fewer than {shots} examples and are "
-                    f"left out: {', '.join(data.class_names[i] for i in few[:3])}",
+                    f"{len(few)} of {data.n_classes} classes have fewer than {shots} examples and "
+                    f"are left out: {', '.join(data.class_names[i] for i in few[:3])}",
                     stacklevel=3,
                 )
                 data = data.take([i for i, count in enumerate(counts) if count >= shots])
