@@ -5,9 +5,10 @@
 
 The first command makes an environment with the rivals: learn2learn, higher, TorchOpt and
 easyfsl. The second has tegu and each of them do the same work, with the same weights,
-tasks and precision, in turn, in one process. Each answer is compared with a plain loop in
-float64 before anything is timed. `--only ROW ...` runs some rows and keeps the others of
-the result file, if they come from the same commit, machine and versions.
+tasks and precision, in turn, in one process; another row has a process of its own, so that it
+does not matter what others left behind. Each answer is compared with a plain loop in float64
+before anything is timed. `--only ROW ...` runs some rows and keeps the others of the result
+file, if they come from the same commit, machine and versions.
 
 Where a rival is not installed, its row says so. With `--device cuda` all of it runs on a GPU, tegu
 once without CUDA graphs and once with them. fp32 is fp32 there: torch by default rounds the
@@ -35,6 +36,7 @@ from rows.rivals import install
 from tegu import origin, report
 from tegu.engine.precision import half_pays
 from tegu.errors import InputError, unknown
+from tegu.processes import apart
 
 COMMAND = (
     "python benchmarks/speed.py --data-dir DATA --rounds {rounds} --seconds {seconds:g}{there}"
@@ -115,10 +117,31 @@ def memory(contest: Contest, peak: Peak) -> list[dict[str, Any]]:
     return cells
 
 
+def measured(name: str, setup: Setup) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """A row's timings, what its calls hold in memory, and the most that the process held."""
+    if setup.device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
+    cells: list[dict[str, Any]] = []
+    held: list[dict[str, Any]] = []
+    started = time.monotonic()
+    print(f"{name}:", flush=True)
+    for contest in made(ROWS[name], setup):
+        held += memory(contest, Peak(setup.device))
+        cells.append(run(contest, setup, setup.limits))
+        print(report.table(cells[-1:]), flush=True)
+    print(f"  {time.monotonic() - started:.0f} s", flush=True)
+    return cells, held, origin.peak_bytes() or 0
+
+
 def document(
-    name: str, cells: list[dict[str, Any]], setup: Setup, only: Sequence[str] = ()
+    name: str,
+    cells: list[dict[str, Any]],
+    setup: Setup,
+    only: Sequence[str] = (),
+    peak: int | None = None,
 ) -> dict[str, Any]:
-    training = {"seconds": None, "meta_iterations": None, "peak_bytes": origin.peak_bytes()}
+    training = {"seconds": None, "meta_iterations": None, "peak_bytes": peak}
     there = "" if setup.device == "cpu" else f" --device {setup.device}"
     command = COMMAND.format(rounds=setup.rounds, seconds=setup.seconds, there=there)
     return report.result_document(
@@ -130,10 +153,13 @@ def document(
     )
 
 
-def keep(path: Path, cells: list[dict[str, Any]], setup: Setup, only: Sequence[str]) -> None:
+def keep(
+    path: Path, cells: list[dict[str, Any]], setup: Setup, only: Sequence[str], peak: int
+) -> None:
     """Writes a result; where only some rows were run, with the others that the file had."""
     old = json.loads(path.read_text()) if path.is_file() and only else None
-    report.write_result(path, merged(old, document(path.stem, cells, setup, only)))
+    new = document(path.stem, cells, setup, only, peak or None)
+    report.write_result(path, merged(old, new))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -165,9 +191,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup = Setup(arguments.data_dir, arguments.rounds, arguments.seconds, arguments.device)
     # Held to the end, so that the result names the GPU, whatever else is freed.
     used = torch.zeros(1, device=arguments.device)
-    if used.is_cuda:
-        torch.backends.cudnn.allow_tf32 = False
-        warnings.filterwarnings("error", "no CUDA graph", RuntimeWarning)
     if arguments.only and arguments.output.is_file():  # before anything is timed
         merged(
             json.loads(arguments.output.read_text()),
@@ -175,20 +198,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not half_pays(used.device):
         print("bf16 is left out: it is slower here than fp32")
+    beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
     cells: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
+    most = 0
     for name in arguments.only or ROWS:
-        started = time.monotonic()
-        print(f"{name}:", flush=True)
-        for contest in made(ROWS[name], setup):
-            held += memory(contest, Peak(arguments.device))
-            cells.append(run(contest, setup, setup.limits))
-            print(report.table(cells[-1:]), flush=True)
-            beside = arguments.output.with_name(f"{arguments.output.stem}-memory.json")
-            keep(arguments.output, cells, setup, arguments.only or ())
-            if held:
-                keep(beside, held, setup, arguments.only or ())
-        print(f"  {time.monotonic() - started:.0f} s", flush=True)
+        timed, bytes_held, peak = apart(name, measured, name, setup)
+        cells, held, most = [*cells, *timed], [*held, *bytes_held], max(most, peak)
+        keep(arguments.output, cells, setup, arguments.only or (), most)
+        if held:
+            keep(beside, held, setup, arguments.only or (), most)
 
 
 if __name__ == "__main__":

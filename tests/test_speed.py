@@ -29,6 +29,10 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(FOLDER)
     import speed
 
+    def here(name: str, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(speed, "apart", here)
     yield speed
     for name in [name for name in sys.modules if name.partition(".")[0] in ("speed", "rows")]:
         del sys.modules[name]
