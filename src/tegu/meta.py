@@ -84,14 +84,12 @@ class MetaLearned:
         key = keys.key(seed, "adapt", device=support.mask.device)
         with alone(self.learner.model), torch.no_grad():
             learner = self._for_labels(labels) if labels else self.learner
-            if self.learner.loss is not token_cross_entropy:
-                self._check_width(learner, support, labels)
+            self._check_width(learner, support, labels)
             try:
                 state = learner.adapt(self.params, support, key)
             except (RuntimeError, ValueError, IndexError):
                 self._widths.clear()  # a model may take other numbers of this shape, and not these
-                if self.learner.loss is not token_cross_entropy:
-                    self._check_width(learner, support, labels)
+                self._check_width(learner, support, labels)
                 raise
         n_targets = support.y.shape[-1] if support.y.is_floating_point() else 0
         signature = Signature.of(x, support.x)._replace(shape=self.shape)
@@ -149,6 +147,8 @@ class MetaLearned:
         self, learner: Learner, support: Examples, labels: tuple[Hashable, ...]
     ) -> None:
         """Refuses more classes, or other targets, than the model has outputs."""
+        if self.learner.loss is token_cross_entropy:
+            return  # their tokens were looked at when they were read
         width = self._width(learner, support.x, bool(labels))
         count = support.y.shape[-1]
         # As many components, or whatever a loss of the user's makes of them.
